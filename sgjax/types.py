@@ -307,17 +307,44 @@ class TokenEvent:
 
 
 @dataclasses.dataclass(slots=True)
-class GenerateOutput:
-    """One sample of one request, complete or (when streaming) so far.
+class OutputDelta:
+    """What became visible of one sample since the last delta: what a request's handle yields.
 
-    `text` and `output_ids` are cumulative; `finish` is None until the end, and `receipt` is complete only then.
+    `text` may lag behind `token_ids`: bytes of an unfinished character and the possible start of a stop string are
+    held back. `finish` is None until the last delta. `receipt` is complete with `finish`.
     """
 
     rid: str
     index: int
     text: str
-    output_ids: list[int]
-    finish: FinishReason | None
-    receipt: Receipt
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    finish: FinishReason | None = None
+    receipt: Receipt | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class GenerateOutput:
+    """One sample of one request: the sum of its deltas so far."""
+
+    rid: str
+    index: int
+    prompt_ids: tuple[int, ...]
+    text: str = ""
+    output_ids: list[int] = dataclasses.field(default_factory=list)
+    finish: FinishReason | None = None
+    receipt: Receipt | None = None
     output_logprobs: list[TokenLogprobs] | None = None
     input_logprobs: list[TokenLogprobs] | None = None
+
+    def add(self, delta: OutputDelta) -> None:
+        """Appends a delta of the same sample."""
+        self.text += delta.text
+        self.output_ids += delta.token_ids
+        if delta.logprobs is not None:
+            self.output_logprobs = (self.output_logprobs or []) + delta.logprobs
+        if delta.prompt_logprobs is not None:
+            self.input_logprobs = delta.prompt_logprobs
+        self.finish = delta.finish
+        self.receipt = delta.receipt or self.receipt
