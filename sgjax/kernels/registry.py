@@ -1,0 +1,137 @@
+"""Which implementation of each op a step uses: a frozen set of callables, chosen by a string."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from sgjax.kernels.paged_decode.api import PagedDecode
+from sgjax.kernels.paged_prefill.api import PagedPrefill
+from sgjax.kernels.write_kv.api import WriteKV
+
+_logger = logging.getLogger(__name__)
+
+OP_NAMES = ("write_kv", "paged_decode", "paged_prefill")
+IMPL_NAMES = ("reference", "xla", "mosaic")
+
+# What "auto" tries, in order. On a GPU XLA's scatter already writes the cache in place, so that is the first choice.
+_AUTO: dict[str, dict[str, tuple[str, ...]]] = {
+    "cpu": {"write_kv": ("xla",), "paged_decode": ("xla",), "paged_prefill": ("xla",)},
+    "gpu": {"write_kv": ("xla",), "paged_decode": ("mosaic", "xla"), "paged_prefill": ("mosaic", "xla")},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ops:
+    """One callable per op; hashable, so that it can be a static argument of a jitted step.
+
+    Two `Ops` are equal when they hold the same functions. Contracts: `sgjax/kernels/<op>/api.py`.
+    """
+
+    write_kv: WriteKV
+    paged_decode: PagedDecode
+    paged_prefill: PagedPrefill
+
+    def replace(self, **ops: Callable[..., Any]) -> Ops:
+        """A copy with some ops exchanged. `Ops.replace(paged_decode=my_kernel)` retraces a jitted step once."""
+        for name in ops:
+            _check_op(name)
+        return dataclasses.replace(self, **ops)
+
+
+def resolve(choices: str, platform: str) -> Ops:
+    """The ops that `choices` names.
+
+    Args:
+      choices: comma-separated `op=implementation`; `*` stands for every op not named. An implementation is
+        "reference", "xla", "mosaic", "auto" or `path/to/file.py:function`. Ops without a choice are "auto".
+      platform: `jax.Device.platform` ("cpu", "gpu"), which "auto" depends on; "cuda" means "gpu".
+
+    An explicit choice that does not support a case raises `NotImplementedError` when it is traced. "auto" goes on to
+    its next candidate then, and logs that once.
+
+    Raises:
+      ValueError: an op, an implementation or a platform that does not exist, or an op chosen twice.
+    """
+    chosen = _parse(choices)
+    default = chosen.pop("*", "auto")
+    return Ops(**{op: cast(Any, _implementation(op, chosen.get(op, default), platform)) for op in OP_NAMES})
+
+
+def _parse(choices: str) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    for choice in filter(None, (part.strip() for part in choices.split(","))):
+        op, equals, impl = (part.strip() for part in choice.partition("="))
+        if not equals or not impl:
+            raise ValueError(f"kernel choice {choice!r} must be op=implementation")
+        if op != "*":
+            _check_op(op)
+        if op in chosen:
+            raise ValueError(f"kernel {op!r} is chosen twice in {choices!r}")
+        chosen[op] = impl
+    return chosen
+
+
+def _check_op(op: str) -> None:
+    if op not in OP_NAMES:
+        raise ValueError(f"unknown kernel {op!r}; there are {', '.join(OP_NAMES)}")
+
+
+def _implementation(op: str, impl: str, platform: str) -> Callable[..., Any]:
+    if impl in IMPL_NAMES:
+        return getattr(importlib.import_module(f"sgjax.kernels.{op}.{impl}"), op)
+    if impl == "auto":
+        platform = "gpu" if platform == "cuda" else platform
+        if platform not in _AUTO:
+            raise ValueError(f"no kernels for platform {platform!r}; there are {', '.join(_AUTO)}")
+        candidates = _AUTO[platform][op]
+        functions = tuple(_implementation(op, name, platform) for name in candidates)
+        return functions[0] if len(functions) == 1 else FirstSupported(op, candidates, functions)
+    if ".py:" in impl:
+        return _from_file(impl)
+    raise ValueError(
+        f"unknown implementation {impl!r} of {op}; there are {', '.join(IMPL_NAMES)}, auto and path/to/file.py:function"
+    )
+
+
+def _from_file(choice: str) -> Callable[..., Any]:
+    path, _, name = choice.rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"kernel file {path!r} does not exist")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{path} has no function {name!r}")
+    return function
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstSupported:
+    """Calls the first function that supports the case; what does not raises `NotImplementedError` when traced."""
+
+    op: str
+    names: tuple[str, ...]
+    functions: tuple[Callable[..., Any], ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        *first, last = zip(self.names, self.functions, strict=True)
+        for name, function in first:
+            try:
+                return function(*args, **kwargs)
+            except NotImplementedError as error:
+                _say_once(f"{self.op}: {name} does not support this case ({error}); trying the next implementation")
+        return last[1](*args, **kwargs)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _logger.warning(message)
