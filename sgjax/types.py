@@ -175,6 +175,14 @@ def _normal_bias(bias: Mapping[Any, Any] | None) -> dict[int, float] | None:
     return result
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class KVSpec:
+    """What one layer keeps per token: `num_kv_heads` keys and as many values, of `head_dim` numbers each."""
+
+    num_kv_heads: int
+    head_dim: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """One prompt as token ids, with what the caller wants back.
