@@ -1,0 +1,39 @@
+"""In which order waiting sequences are considered for admission."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Seq
+
+from sgjax.config import SchedulePolicy
+from sgjax.engine.sequence import Sequence
+
+# Under lpm every candidate is matched against the tree, so only this many of the oldest are ranked in one step.
+MAX_RANKED = 128
+
+
+def order_waiting(
+    waiting: Seq[Sequence],
+    policy: SchedulePolicy,
+    *,
+    now_s: float,
+    aging_s: float,
+    match_len: Callable[[Sequence], int],
+) -> list[Sequence]:
+    """Orders the waiting queue; `waiting` comes in arrival order, preempted sequences first.
+
+    fcfs keeps that order. lpm takes the longest cached prefix first, so that a hot prefix is used before it is
+    evicted; priority takes the largest priority first. Under both, whoever has waited longer than `aging_s` goes
+    before everybody who has not, oldest first: nobody waits for ever.
+    """
+    if policy == "fcfs" or len(waiting) < 2:
+        return list(waiting)
+    old = [seq for seq in waiting if seq.receipt.preemptions or now_s - seq.arrival_s > aging_s]
+    aged = {id(seq) for seq in old}
+    young = [seq for seq in waiting if id(seq) not in aged]
+    if policy == "priority":
+        young.sort(key=lambda seq: -seq.request.priority)
+        return old + young
+    ranked, rest = young[:MAX_RANKED], young[MAX_RANKED:]
+    lengths = {id(seq): match_len(seq) for seq in ranked}
+    ranked.sort(key=lambda seq: -lengths[id(seq)])
+    return old + ranked + rest

@@ -1,0 +1,385 @@
+"""Which tokens the next step computes: admission, chunked prefill, decode, preemption. No tensors, no jax.
+
+Steps are of two kinds, interleaved: a prefill step computes up to `chunk_tokens` prompt tokens of several sequences,
+a decode step one token of every running sequence. After a prefill step a decode step follows whenever somebody can
+decode, so a long prompt delays the next token of the others by one chunk at most.
+
+Overlap: `schedule` may be called for step n+1 before step n is committed. A sequence then has one pending token, which
+lives on the device; it is fed back by slot. A sequence that turns out to have ended at step n is dropped from step
+n+1 at commit. Pages are handed on at once, because the device runs steps in launch order (docs/architecture.md).
+
+In-flight sharing: the pages of a prefill step enter the radix tree when the next step is scheduled. A waiting sequence
+whose next page is just being computed by somebody else is passed over for one step and finds that page in the tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from sgjax.cache.manager import CacheManager, Prefix
+from sgjax.config import SchedulePolicy
+from sgjax.engine.policy import order_waiting
+from sgjax.engine.sequence import Sequence, Status
+from sgjax.types import FinishReason, TokenEvent, TokenLogprobs
+
+
+@dataclasses.dataclass(slots=True)
+class Row:
+    """Tokens [start, start + length) of one sequence; `sample` when a token is drawn after the last of them."""
+
+    seq: Sequence
+    start: int
+    length: int
+    sample: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """The work of one step."""
+
+    kind: Literal["prefill", "decode"]
+    rows: list[Row]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SchedulerLimits:
+    """What one step and the running set may hold. `prefill_rows`: sequences in one prefill step."""
+
+    max_running: int
+    chunk_tokens: int
+    prefill_rows: int
+    context_length: int
+    policy: SchedulePolicy = "lpm"
+    aging_s: float = 2.0
+
+
+@dataclasses.dataclass(slots=True)
+class SchedulerCounters:
+    """Totals since the start."""
+
+    num_requests: int = 0
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    prefill_steps: int = 0
+    decode_steps: int = 0
+
+
+class Scheduler:
+    """Owns every `Sequence` and its pages. Single-threaded."""
+
+    def __init__(
+        self, cache: CacheManager, limits: SchedulerLimits, *, clock: Callable[[], float] = time.monotonic
+    ):
+        self.cache = cache
+        self.limits = limits
+        self.counters = SchedulerCounters()
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []  # in admission order, oldest first
+        self._free_slots = list(range(limits.max_running - 1, -1, -1))
+        self._launched_prefill: list[Sequence] = []
+        self._last_kind = "decode"
+        self._clock = clock
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, seq: Sequence) -> None:
+        """Queues a sequence whose request was validated."""
+        self.counters.num_requests += 1
+        self.waiting.append(seq)
+
+    # --- scheduling -------------------------------------------------------------------------------------------
+
+    def schedule(self) -> Batch | None:
+        """The next step, or None when nothing can run before an outstanding step is committed."""
+        self._share_launched_prefill()
+        decodable = [seq for seq in self.running if seq.decodable]
+        prefill_first = self._last_kind == "decode" or not decodable
+        rows = self._prefill_rows() if prefill_first else []
+        if rows:
+            return self._launched("prefill", rows)
+        rows = self._decode_rows(decodable)
+        if rows:
+            return self._launched("decode", rows)
+        rows = [] if prefill_first else self._prefill_rows()
+        return self._launched("prefill", rows) if rows else None
+
+    def _launched(self, kind: Literal["prefill", "decode"], rows: list[Row]) -> Batch:
+        self._last_kind = kind
+        if kind == "prefill":
+            self.counters.prefill_steps += 1
+            self._launched_prefill = [row.seq for row in rows]
+        else:
+            self.counters.decode_steps += 1
+        for row in rows:
+            seq = row.seq
+            seq.num_computed = row.start + row.length
+            seq.num_pending += row.sample
+            seq.receipt.steps += 1
+            seq.receipt.computed_tokens += row.length
+        return Batch(kind, rows)
+
+    def _share_launched_prefill(self) -> None:
+        """Puts the full pages of the last prefill step, launched by now, into the tree."""
+        for seq in self._launched_prefill:
+            if seq.status is Status.RUNNING:
+                self._insert_computed(seq)
+        self._launched_prefill = []
+
+    def _prefill_rows(self) -> list[Row]:
+        budget = self.limits.chunk_tokens
+        rows: list[Row] = []
+        for seq in self.running:
+            if not seq.prefilled and budget > 0 and len(rows) < self.limits.prefill_rows:
+                rows.append(self._prefill_row(seq, budget))
+                budget -= rows[-1].length
+        if not self.waiting or budget <= 0 or not self._free_slots:
+            return rows
+        for seq in self._ordered_waiting():
+            if budget <= 0 or not self._free_slots or len(rows) == self.limits.prefill_rows:
+                break
+            if seq.num_pending:  # preempted while its last token is still on the device
+                continue
+            prefix = self.cache.match(seq.tokens[: seq.num_tokens], seq.request.extra_key, seq.match_limit)
+            if self._computed_by_another(seq, prefix, rows):
+                continue
+            if not self._admit(seq, prefix):
+                break  # whoever is first in order gets the next pages, however small the others are
+            rows.append(self._prefill_row(seq, budget))
+            budget -= rows[-1].length
+        return rows
+
+    def _prefill_row(self, seq: Sequence, budget: int) -> Row:
+        length = min(budget, seq.target - seq.num_computed)
+        done = seq.num_computed + length == seq.target
+        return Row(seq, seq.num_computed, length, sample=done and seq.target < seq.max_tokens)
+
+    def _ordered_waiting(self) -> list[Sequence]:
+        def match_len(seq: Sequence) -> int:
+            return self.cache.match(seq.tokens[: seq.num_tokens], seq.request.extra_key, seq.match_limit).num_tokens
+
+        return order_waiting(
+            self.waiting,
+            self.limits.policy,
+            now_s=self._clock(),
+            aging_s=self.limits.aging_s,
+            match_len=match_len,
+        )
+
+    def _computed_by_another(self, seq: Sequence, prefix: Prefix, rows: list[Row]) -> bool:
+        """Whether a row of this step computes the page that `seq` needs next."""
+        if not self.cache.enabled:
+            return False
+        end = prefix.num_tokens + self.cache.page_size
+        if end > seq.match_limit:
+            return False
+        for row in rows:
+            other = row.seq
+            if (
+                other.target >= end
+                and other.request.extra_key == seq.request.extra_key
+                and np.array_equal(other.tokens[prefix.num_tokens : end], seq.tokens[prefix.num_tokens : end])
+                and np.array_equal(other.tokens[: prefix.num_tokens], seq.tokens[: prefix.num_tokens])
+            ):
+                return True
+        return False
+
+    def _admit(self, seq: Sequence, prefix: Prefix) -> bool:
+        """Gives a waiting sequence a slot and all pages of its prefill; False when pages are short.
+
+        A page for every running sequence is kept back, so that admitting one does not at once preempt another.
+        """
+        self.cache.lock(prefix)
+        num_pages = self._pages_for(seq.num_tokens) - len(prefix.pages)
+        reserve = len(self.running)
+        pages = self.cache.allocate(num_pages) if num_pages + reserve <= self.cache.num_available else None
+        if pages is None:
+            self.cache.unlock(prefix)
+            return False
+        self.waiting.remove(seq)
+        self.running.append(seq)
+        seq.status = Status.RUNNING
+        seq.slot = self._free_slots.pop()
+        seq.prefix = prefix
+        seq.pages = prefix.pages + pages
+        seq.pages_changed = True
+        seq.num_computed = prefix.num_tokens
+        seq.target = seq.num_tokens
+        if not seq.admitted:
+            seq.admitted = True
+            seq.receipt.queue_s = self._clock() - seq.arrival_s
+            seq.receipt.cached_tokens = prefix.num_tokens
+            self.counters.prompt_tokens += seq.num_prompt
+            self.counters.cached_tokens += prefix.num_tokens
+        return True
+
+    def _decode_rows(self, decodable: list[Sequence]) -> list[Row]:
+        """One row for every sequence that can decode; the youngest give way when pages run out."""
+        page_size = self.cache.page_size
+        rows: list[Row] = []
+        for seq in decodable:
+            if seq.status is not Status.RUNNING:  # preempted below, for an older one
+                continue
+            start = seq.num_computed
+            if start == len(seq.pages) * page_size and not self._grow(seq):
+                continue
+            rows.append(Row(seq, start, 1, sample=True))
+        return rows
+
+    def _grow(self, seq: Sequence) -> bool:
+        """One more page for `seq`, at the cost of younger sequences; False when `seq` itself had to go."""
+        while (pages := self.cache.allocate(1)) is None:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        seq.pages += pages
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Back to the head of the queue; its full pages stay in the tree until somebody needs the room."""
+        self._release(seq)
+        seq.status = Status.WAITING
+        seq.num_computed = 0
+        seq.receipt.preemptions += 1
+        self.counters.num_preemptions += 1
+        self.waiting.insert(0, seq)
+
+    # --- pages ------------------------------------------------------------------------------------------------
+
+    def _pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.cache.page_size)
+
+    def _insert_computed(self, seq: Sequence) -> None:
+        """Hands the tree every full page of known tokens; duplicates are replaced by the tree's pages."""
+        page_size = self.cache.page_size
+        num_full = min(seq.num_computed, seq.num_tokens) // page_size
+        assert seq.prefix is not None
+        if num_full * page_size <= seq.prefix.num_tokens:
+            return
+        seq.prefix = self.cache.insert(
+            seq.tokens[: num_full * page_size], seq.pages[:num_full], seq.prefix, seq.request.extra_key
+        )
+        owned = len(seq.prefix.pages)
+        if seq.pages[:owned] != seq.prefix.pages:
+            seq.pages[:owned] = seq.prefix.pages
+            seq.pages_changed = True
+
+    def _release(self, seq: Sequence) -> None:
+        """Takes a running sequence out: pages to the tree or free, slot free."""
+        self._insert_computed(seq)
+        assert seq.prefix is not None
+        self.cache.unlock(seq.prefix)
+        self.cache.free(seq.pages[len(seq.prefix.pages) :])
+        seq.receipt.pages = len(seq.pages)
+        seq.prefix, seq.pages = None, []
+        self._free_slots.append(seq.slot)
+        seq.slot = -1
+        self.running.remove(seq)
+
+    def check(self) -> None:
+        """Asserts that every page and slot is accounted for (tests, and when idle)."""
+        private = [p for seq in self.running for p in seq.pages[len(seq.prefix.pages) if seq.prefix else 0 :]]
+        self.cache.check(private)
+        slots = [seq.slot for seq in self.running] + self._free_slots
+        assert sorted(slots) == list(range(self.limits.max_running)), f"slots lost or doubled: {sorted(slots)}"
+
+    # --- results ----------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        batch: Batch,
+        token_ids: list[int],
+        logprobs: list[TokenLogprobs | None] | None = None,
+        prompt_logprobs: list[list[TokenLogprobs] | None] | None = None,
+    ) -> list[TokenEvent]:
+        """Takes the result of a launched step: one token per row (ignored where the row does not sample).
+
+        `prompt_logprobs[i]` are for the prompt positions start+1 .. start+length of row i that the request asked for.
+        """
+        events = []
+        for i, row in enumerate(batch.rows):
+            seq = row.seq
+            if seq.status is Status.FINISHED:
+                continue
+            if prompt_logprobs is not None and prompt_logprobs[i]:
+                self._store_prompt_logprobs(seq, row, prompt_logprobs[i] or [])
+            if row.sample:
+                seq.num_pending -= 1
+                events.append(self._append(seq, token_ids[i], logprobs[i] if logprobs else None))
+            elif seq.max_tokens == seq.num_prompt and row.start + row.length == seq.target:
+                events.append(self._finished(seq, FinishReason("length"), []))
+        return events
+
+    def _append(self, seq: Sequence, token: int, logprob: TokenLogprobs | None) -> TokenEvent:
+        seq.tokens[seq.num_tokens] = token
+        seq.num_tokens += 1
+        seq.receipt.completion_tokens += 1
+        self.counters.generated_tokens += 1
+        if seq.receipt.completion_tokens == 1:
+            seq.receipt.ttft_s = self._clock() - seq.arrival_s
+        logprobs = [logprob] if logprob is not None else None
+        if token in seq.stop_ids and seq.receipt.completion_tokens > seq.request.sampling.min_new_tokens:
+            return self._finished(seq, FinishReason("stop", matched=token), [token], logprobs)
+        if seq.num_tokens == seq.max_tokens:
+            return self._finished(seq, FinishReason("length"), [token], logprobs)
+        return TokenEvent(seq.request.rid, seq.index, [token], logprobs, self._take_prompt_logprobs(seq))
+
+    def _finished(
+        self,
+        seq: Sequence,
+        reason: FinishReason,
+        token_ids: list[int],
+        logprobs: list[TokenLogprobs] | None = None,
+    ) -> TokenEvent:
+        if seq.status is Status.RUNNING:
+            self._release(seq)
+        else:  # preempted or still queued
+            self.waiting.remove(seq)
+        seq.status = Status.FINISHED
+        seq.finish = reason
+        seq.receipt.e2e_s = self._clock() - seq.arrival_s
+        self.counters.num_finished += 1
+        self.counters.num_aborted += reason.kind == "abort"
+        event = TokenEvent(seq.request.rid, seq.index, token_ids, logprobs, self._take_prompt_logprobs(seq))
+        event.finish, event.receipt = reason, seq.receipt
+        return event
+
+    def _store_prompt_logprobs(self, seq: Sequence, row: Row, values: list[TokenLogprobs]) -> None:
+        assert seq.prompt_logprobs is not None
+        first = seq.request.logprob_start_len
+        for offset, value in enumerate(values):
+            position = max(row.start + 1, first) + offset
+            if position < seq.num_prompt:
+                seq.prompt_logprobs[position - first] = value
+
+    def _take_prompt_logprobs(self, seq: Sequence) -> list[TokenLogprobs] | None:
+        """Once, with the first event: everything asked about the prompt."""
+        if seq.prompt_logprobs is None or seq.receipt.completion_tokens > 1:
+            return None
+        found = seq.prompt_logprobs
+        if seq.request.logprob_start_len == 0 and found and found[0] is None:
+            found[0] = TokenLogprobs(seq.request.input_ids[0], None)
+        return [value for value in found if value is not None]
+
+    def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
+        """Ends one sample (or all of a request, index None) from outside: an abort, or a stop string in its text.
+
+        Unknown or ended ones are no error: the caller cannot know what has just finished.
+        """
+        found = [
+            seq
+            for seq in (*self.waiting, *self.running)
+            if seq.request.rid == rid and (index is None or seq.index == index)
+        ]
+        return [self._finished(seq, reason, []) for seq in found]

@@ -1,0 +1,122 @@
+"""One sample of one request while it lives in the engine. Owned by the scheduler; nobody else writes to it."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sgjax.types import FinishReason, Receipt, Request, TokenLogprobs
+
+if TYPE_CHECKING:
+    from sgjax.cache.manager import Prefix
+
+
+class Status(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+class Sequence:
+    """Tokens, pages and progress of one sample.
+
+    Three counters describe progress, with `num_computed <= num_tokens`:
+      num_tokens: tokens known on the host (prompt and committed output).
+      num_computed: leading tokens whose KV is in the cache, or will be once the launched steps have run.
+      num_pending: 1 while a sampled token is on the device but not yet committed, else 0.
+
+    Attributes:
+      target: the prefill is complete when `num_computed` reaches this; the tokens known at admission.
+      max_tokens: `num_tokens` never exceeds this (prompt + max_new_tokens, within the context).
+      pages: KV pages in order. The first `prefix.num_tokens / page_size` belong to the radix tree and are locked
+        through `prefix`; the rest are private to this sequence.
+      pages_changed: `pages` was rewritten rather than appended to; whoever mirrors it must copy it anew.
+      seed: of this sample; draws depend on it and the position alone.
+    """
+
+    __slots__ = (
+        "admitted",
+        "arrival_s",
+        "finish",
+        "index",
+        "max_tokens",
+        "num_computed",
+        "num_pending",
+        "num_prompt",
+        "num_tokens",
+        "pages",
+        "pages_changed",
+        "prefix",
+        "prompt_logprobs",
+        "receipt",
+        "request",
+        "seed",
+        "slot",
+        "status",
+        "stop_ids",
+        "target",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        *,
+        seed: int,
+        stop_ids: frozenset[int],
+        context_length: int,
+        arrival_s: float,
+    ):
+        wanted = request.sampling.max_new_tokens
+        num_prompt = len(request.input_ids)
+        room = context_length - num_prompt
+        self.request = request
+        self.index = index
+        self.seed = seed
+        self.stop_ids = stop_ids
+        self.num_prompt = self.num_tokens = self.target = num_prompt
+        self.max_tokens = num_prompt + (room if wanted is None else min(wanted, room))
+        self.tokens = np.empty(self.max_tokens, np.int32)
+        self.tokens[:num_prompt] = request.input_ids
+        self.num_computed = 0
+        self.num_pending = 0
+        self.status = Status.WAITING
+        self.slot = -1
+        self.pages: list[int] = []
+        self.pages_changed = True
+        self.prefix: Prefix | None = None
+        self.finish: FinishReason | None = None
+        self.arrival_s = arrival_s
+        self.admitted = False
+        self.receipt = Receipt(prompt_tokens=num_prompt)
+        start = request.logprob_start_len if request.return_logprob else -1
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if start >= 0:
+            self.prompt_logprobs = [None] * (num_prompt - start)
+
+    @property
+    def prefilled(self) -> bool:
+        return self.num_computed >= self.target
+
+    @property
+    def decodable(self) -> bool:
+        """Whether one more decode step is wanted, as far as the host can know now."""
+        return self.prefilled and self.num_tokens + self.num_pending < self.max_tokens
+
+    @property
+    def match_limit(self) -> int:
+        """Tokens that may come from the cache: at least one is computed, for its logits; and every position whose
+        log-probability is wanted needs its predecessor's hidden state."""
+        limit = self.num_tokens - 1
+        if self.prompt_logprobs is not None:
+            limit = min(limit, max(self.request.logprob_start_len - 1, 0))
+        return limit
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request.rid}/{self.index} {self.status.name} "
+            f"computed {self.num_computed} of {self.num_tokens}+{self.num_pending}, {len(self.pages)} pages)"
+        )

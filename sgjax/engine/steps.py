@@ -1,0 +1,100 @@
+"""The jitted functions of a step. Pure; compiled ahead for every bucket by `compiler.py`.
+
+A step is two calls: `forward_step` (the model) and `sample_step` (one token per row). They are apart so that the many
+shapes of the first need not be compiled for each variant of the second, and so that a grammar's mask can be filled on
+the host in between (docs/adr/0001-two-calls-a-step.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sgjax.kernels.registry import Ops
+from sgjax.layers.batch import ForwardBatch
+from sgjax.layers.sampling import (
+    PenaltyRows,
+    SamplingRows,
+    TokenCounts,
+    TokenLogprobs,
+    adjust,
+    count_tokens,
+    prompt_logprobs,
+    sample,
+    set_counts,
+    token_logprobs,
+)
+from sgjax.models import forward, logits
+from sgjax.types import MAX_TOP_LOGPROBS
+
+
+def forward_step(
+    params: Any,
+    cache: list[Any],
+    last_token: jax.Array,
+    batch: ForwardBatch,
+    slots: jax.Array,
+    *,
+    graphdef: Any,
+    ops: Ops,
+) -> tuple[list[Any], jax.Array, jax.Array]:
+    """Runs the model over one packed step.
+
+    Args:
+      cache: donated, written in place. last_token: int32 (slots,), the newest token of every running sequence, read by
+        decode steps through `slots` int32 (S,).
+
+    Returns:
+      cache, logits float32 (S, V), hidden (T, D).
+    """
+    if batch.decode:
+        token_ids = last_token.at[slots].get(mode="fill", fill_value=0)
+        batch = dataclasses.replace(batch, token_ids=token_ids)
+    hidden, cache = forward(params, batch, cache, graphdef=graphdef, ops=ops)
+    return cache, logits(params, hidden[batch.logit_index], graphdef=graphdef), hidden
+
+
+def sample_step(
+    row_logits: jax.Array,
+    last_token: jax.Array,
+    slots: jax.Array,
+    rows: SamplingRows | None,
+    penalties: PenaltyRows | None,
+    counts: TokenCounts | None,
+    asked_ids: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, TokenCounts | None, TokenLogprobs | None]:
+    """Draws one token a row and keeps it on the device.
+
+    Args:
+      row_logits: float32 (S, V). last_token: int32 (slots,), donated. slots: int32 (S,); out of range is dropped.
+      rows: None when every row is greedy. penalties: with `counts` (donated), None when no row has any.
+      asked_ids: int32 (S, A), None when no row wants log-probabilities.
+
+    Returns:
+      tokens int32 (S,), last_token, counts, log-probabilities of the raw distribution.
+    """
+    adjusted = row_logits
+    if penalties is not None:
+        assert counts is not None
+        adjusted = adjust(row_logits, penalties, counts, slots)
+    tokens = jnp.argmax(adjusted, axis=-1).astype(jnp.int32) if rows is None else sample(adjusted, rows)
+    last_token = last_token.at[slots].set(tokens, mode="drop")
+    if counts is not None:
+        counts = count_tokens(counts, slots, tokens)
+    found = None if asked_ids is None else token_logprobs(row_logits, tokens, asked_ids, MAX_TOP_LOGPROBS)
+    return tokens, last_token, counts, found
+
+
+def prompt_step(params: Any, hidden: jax.Array, targets: jax.Array, asked_ids: jax.Array, *, graphdef: Any):
+    """Log-probabilities that hidden states (T, D) give to `targets` int32 (T,) and `asked_ids` int32 (T, A)."""
+    return prompt_logprobs(
+        hidden, targets, asked_ids, lambda block: logits(params, block, graphdef=graphdef), MAX_TOP_LOGPROBS
+    )
+
+
+def counts_step(counts: TokenCounts, slot: jax.Array, output_counts: jax.Array, in_prompt: jax.Array) -> TokenCounts:
+    """Sets the token counts of one slot; `counts` is donated. (V,) int32 and (V,) bool."""
+    return set_counts(counts, slot, output_counts, in_prompt)
