@@ -27,6 +27,10 @@ class RequestError(ValueError):
         self.message = message
 
 
+class QueueFull(RuntimeError):
+    """The waiting queue is full. The request is fine and may be sent again later."""
+
+
 def _as_tuple(value: Any, kind: type, field: str) -> tuple:
     """Normalises None, one value or a sequence of values to a tuple of `kind`."""
     if value is None:
