@@ -41,17 +41,15 @@ class Prefix:
       num_tokens: its length.
       pages: its pages in order; the caller may read the list, not change it.
       locked: whether the pages are kept.
-      num_queried: length of the token sequence that was asked for (statistics).
       node: where it ends in the tree, opaque.
     """
 
-    __slots__ = ("locked", "node", "num_queried", "num_tokens", "pages")
+    __slots__ = ("locked", "node", "num_tokens", "pages")
 
-    def __init__(self, num_tokens: int, pages: list[int], node: Node, num_queried: int, locked: bool = False):
+    def __init__(self, num_tokens: int, pages: list[int], node: Node, locked: bool = False):
         self.num_tokens = num_tokens
         self.pages = pages
         self.node = node
-        self.num_queried = num_queried
         self.locked = locked
 
     def __repr__(self) -> str:
@@ -60,12 +58,11 @@ class Prefix:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Pages by place, and counters since the start.
+    """Pages by place. Hits are counted by the scheduler, which knows what an admission is.
 
     Attributes:
       num_cached: pages in the tree: `num_evictable` + `num_locked`. The others that are not free are private.
-      num_evicted_pages: to make room; those that `flush` dropped are not counted.
-      num_hit_tokens, num_queried_tokens: of the prefixes that were locked after a match, that is of admissions.
+      num_evicted_pages: since the start, to make room; those that `flush` dropped are not counted.
     """
 
     num_pages: int
@@ -74,13 +71,7 @@ class CacheStats:
     num_evictable: int
     num_locked: int
     num_nodes: int
-    num_hit_tokens: int
-    num_queried_tokens: int
     num_evicted_pages: int
-
-    @property
-    def hit_rate(self) -> float:
-        return self.num_hit_tokens / max(self.num_queried_tokens, 1)
 
 
 class CacheManager:
@@ -99,8 +90,6 @@ class CacheManager:
         self._pages = PageAllocator(num_pages)
         self._tree = RadixTree(page_size * TOKEN_BYTES)
         self._num_locks = 0
-        self._num_hit_tokens = 0
-        self._num_queried_tokens = 0
         self._num_evicted_pages = 0
 
     @property
@@ -125,13 +114,12 @@ class CacheManager:
           token_ids: a one-dimensional int32 array (fast) or any sequence of ints.
           extra_key: the namespace to look in.
         """
-        num_queried = len(token_ids)
-        limit = num_queried if max_tokens is None else min(num_queried, max(max_tokens, 0))
+        limit = len(token_ids) if max_tokens is None else min(len(token_ids), max_tokens)
         if not self.enabled or limit < self.page_size:
-            return Prefix(0, [], self._tree.root, num_queried)
+            return Prefix(0, [], self._tree.root)
         key = _key(token_ids, limit - limit % self.page_size)
         node, pages = self._tree.match(key, extra_key.encode())
-        return Prefix(len(pages) * self.page_size, pages, node, num_queried)
+        return Prefix(len(pages) * self.page_size, pages, node)
 
     def lock(self, prefix: Prefix) -> None:
         """Keeps a matched prefix until `unlock` or `insert`.
@@ -144,8 +132,6 @@ class CacheManager:
         prefix.node = self._tree.lock(prefix.node, len(prefix.pages))
         prefix.locked = True
         self._num_locks += 1
-        self._num_hit_tokens += prefix.num_tokens
-        self._num_queried_tokens += prefix.num_queried
 
     def unlock(self, prefix: Prefix) -> None:
         """Gives the lock back: the pages stay cached until they are evicted, the prefix must not be used again.
@@ -205,7 +191,7 @@ class CacheManager:
         self._tree.unlock(old.node)
         old.locked = False
         self._pages.free(duplicates)
-        return Prefix(num_tokens, tree_pages, node, old.num_queried, locked=True)
+        return Prefix(num_tokens, tree_pages, node, locked=True)
 
     def flush(self) -> int:
         """Drops whatever is not locked. Returns the number of pages freed."""
@@ -220,8 +206,6 @@ class CacheManager:
             num_evictable=num_evictable,
             num_locked=num_cached - num_evictable,
             num_nodes=self._tree.num_nodes,
-            num_hit_tokens=self._num_hit_tokens,
-            num_queried_tokens=self._num_queried_tokens,
             num_evicted_pages=self._num_evicted_pages,
         )
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 class PageAllocator:
     """Hands out page ids and takes them back; O(1) per page.
 
-    Pages are reused last in, first out: a page freed a moment ago is the likeliest to be in the device's cache.
+    Last in, first out, since a page freed a moment ago is the likeliest to be in the processor's cache; and in the order
+    in which pages were freed, so that a sequence gets runs of neighbouring pages where there are any.
     """
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
+        self._free = list(range(num_pages - 1, -1, -1))  # the next one last
         self._is_free = bytearray(b"\x01" * num_pages)
 
     @property
@@ -29,7 +30,7 @@ class PageAllocator:
         if num_pages > len(self._free):
             raise MemoryError(f"{num_pages} pages wanted, {len(self._free)} free")
         split = len(self._free) - num_pages
-        pages = self._free[split:]
+        pages = self._free[split:][::-1]
         del self._free[split:]
         is_free = self._is_free
         for page in pages:
@@ -50,7 +51,7 @@ class PageAllocator:
             if is_free[page]:
                 raise ValueError(f"page {page} is freed twice")
             is_free[page] = 1
-        self._free.extend(pages)
+        self._free.extend(reversed(pages))
 
     def free_pages(self) -> list[int]:
         """A copy of the free list, for checks."""
