@@ -73,9 +73,9 @@ class SamplingParams:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
-    stop: tuple[str, ...] | Sequence[str] | str | None = ()
-    stop_token_ids: tuple[int, ...] | Sequence[int] | int | None = ()
-    stop_regex: tuple[str, ...] | Sequence[str] | str | None = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True

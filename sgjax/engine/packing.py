@@ -34,9 +34,7 @@ class Buckets:
     max_pages: int
 
     @classmethod
-    def make(
-        cls, *, max_running: int, chunk_tokens: int, prefill_rows: int, max_pages: int, min_pages: int
-    ) -> Buckets:
+    def make(cls, *, max_running: int, chunk_tokens: int, prefill_rows: int, max_pages: int, min_pages: int) -> Buckets:
         """Powers of two up to each limit, and the limit itself; `min_pages` is the smallest P of a decode step."""
         return cls(
             decode_rows=_powers(4, max_running),
@@ -89,8 +87,8 @@ class PackedStep:
     """Arrays of one step. What a feature needs is None when no row of the step uses the feature.
 
     Attributes:
-      token_ids, positions, kv_index, q_starts, kv_lens, page_table, logit_index: as in `ForwardBatch`; the token ids of a
-        decode step are unused, since its tokens are on the device.
+      token_ids, positions, kv_index, q_starts, kv_lens, page_table, logit_index: as in `ForwardBatch`; the token ids
+        of a decode step are unused, since its tokens are on the device.
       slots: int32 (S,), where the row's sampled token goes; out of range for rows that do not sample.
       asked_ids: int32 (S, MAX_LOGPROB_TOKENS) when some row wants log-probabilities.
       prompt_targets, prompt_asked: int32 (T,) and (T, MAX_LOGPROB_TOKENS) when some row wants them of its prompt.
@@ -225,7 +223,7 @@ class Packer:
         return step
 
     def _pack_prefill(self, rows: list[Row]) -> PackedStep:
-        num_rows, size = len(rows), self.buckets.prefill_rows
+        size = self.buckets.prefill_rows
         num_tokens = sum(row.length for row in rows)
         token_size = bucket(self.buckets.prefill_tokens, num_tokens)
         tokens = np.zeros((3, token_size), np.int32)

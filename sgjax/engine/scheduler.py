@@ -76,9 +76,7 @@ class SchedulerCounters:
 class Scheduler:
     """Owns every `Sequence` and its pages. Single-threaded."""
 
-    def __init__(
-        self, cache: CacheManager, limits: SchedulerLimits, *, clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, cache: CacheManager, limits: SchedulerLimits, *, clock: Callable[[], float] = time.monotonic):
         self.cache = cache
         self.limits = limits
         self.counters = SchedulerCounters()

@@ -93,9 +93,8 @@ class Sequence:
         self.admitted = False
         self.receipt = Receipt(prompt_tokens=num_prompt)
         start = request.logprob_start_len if request.return_logprob else -1
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
-        if start >= 0:
-            self.prompt_logprobs = [None] * (num_prompt - start)
+        unknown: list[TokenLogprobs | None] = [None] * (num_prompt - start)
+        self.prompt_logprobs = unknown if start >= 0 else None
 
     @property
     def prefilled(self) -> bool:

@@ -11,23 +11,21 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from sgjax.kernels.registry import Ops
+from sgjax.kernels import Ops
 from sgjax.layers.batch import ForwardBatch
 from sgjax.layers.sampling import (
+    Logprobs,
     PenaltyRows,
     SamplingRows,
     TokenCounts,
-    TokenLogprobs,
     adjust,
-    count_tokens,
+    argmax,
     prompt_logprobs,
     sample,
-    set_counts,
     token_logprobs,
 )
-from sgjax.models import forward, logits
+from sgjax.models.forward import forward, logits
 from sgjax.types import MAX_TOP_LOGPROBS
 
 
@@ -65,7 +63,7 @@ def sample_step(
     penalties: PenaltyRows | None,
     counts: TokenCounts | None,
     asked_ids: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, TokenCounts | None, TokenLogprobs | None]:
+) -> tuple[jax.Array, jax.Array, TokenCounts | None, Logprobs | None]:
     """Draws one token a row and keeps it on the device.
 
     Args:
@@ -79,22 +77,22 @@ def sample_step(
     adjusted = row_logits
     if penalties is not None:
         assert counts is not None
-        adjusted = adjust(row_logits, penalties, counts, slots)
-    tokens = jnp.argmax(adjusted, axis=-1).astype(jnp.int32) if rows is None else sample(adjusted, rows)
+        adjusted = adjust(row_logits, penalties, counts.rows(slots))
+    tokens = argmax(adjusted) if rows is None else sample(adjusted, rows)
     last_token = last_token.at[slots].set(tokens, mode="drop")
     if counts is not None:
-        counts = count_tokens(counts, slots, tokens)
+        counts = counts.add(slots, tokens)
     found = None if asked_ids is None else token_logprobs(row_logits, tokens, asked_ids, MAX_TOP_LOGPROBS)
     return tokens, last_token, counts, found
 
 
-def prompt_step(params: Any, hidden: jax.Array, targets: jax.Array, asked_ids: jax.Array, *, graphdef: Any):
+def prompt_step(params: Any, hidden: jax.Array, targets: jax.Array, asked_ids: jax.Array, *, graphdef: Any) -> Logprobs:
     """Log-probabilities that hidden states (T, D) give to `targets` int32 (T,) and `asked_ids` int32 (T, A)."""
     return prompt_logprobs(
-        hidden, targets, asked_ids, lambda block: logits(params, block, graphdef=graphdef), MAX_TOP_LOGPROBS
+        hidden, lambda block: logits(params, block, graphdef=graphdef), targets, asked_ids, MAX_TOP_LOGPROBS
     )
 
 
 def counts_step(counts: TokenCounts, slot: jax.Array, output_counts: jax.Array, in_prompt: jax.Array) -> TokenCounts:
-    """Sets the token counts of one slot; `counts` is donated. (V,) int32 and (V,) bool."""
-    return set_counts(counts, slot, output_counts, in_prompt)
+    """Sets the token counts of one slot; `counts` is donated. int16 (V,) and bool (V,)."""
+    return counts.set_slot(slot, output_counts, in_prompt)

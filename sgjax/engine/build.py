@@ -1,0 +1,149 @@
+"""Puts an engine together: model, kernels, KV pool, scheduler. The one place that resolves "auto" settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sgjax.cache.kv import kv_bytes_per_page
+from sgjax.cache.manager import CacheManager
+from sgjax.config import ConfigError, EngineConfig
+from sgjax.engine.compiler import use_persistent_cache
+from sgjax.engine.core import EngineCore
+from sgjax.engine.lowering import scratch_bytes
+from sgjax.engine.memory import pool_pages
+from sgjax.engine.packing import Buckets, Packer
+from sgjax.engine.runner import Runner
+from sgjax.engine.scheduler import Scheduler, SchedulerLimits
+from sgjax.kernels import resolve
+from sgjax.models.config import ModelConfig
+from sgjax.models.loader import LoadedModel, load_model
+from sgjax.text import Tokenizer, load_tokenizer
+
+Progress = Callable[[str, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltEngine:
+    """Everything an `Engine` is made of. `config` has every "auto" filled in."""
+
+    config: EngineConfig
+    model: LoadedModel
+    model_name: str
+    tokenizer: Tokenizer
+    core: EngineCore
+    num_pages: int
+
+
+def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
+    """Loads the model, sizes the KV pool and compiles the first steps.
+
+    Raises:
+      ConfigError, ModelError, CheckpointError: what cannot be served.
+    """
+    use_persistent_cache(config.compile_cache_dir)
+    device = jax.devices()[0]
+
+    def on_bytes(done: int, total: int) -> None:
+        on_progress("loading weights", done / total)
+
+    model = load_model(config, progress=on_bytes)
+    config = resolve_config(config, model.config, device.platform)
+    with ThreadPoolExecutor(1) as worker:  # reading a large vocabulary takes as long as compiling a step
+        pending = worker.submit(
+            load_tokenizer,
+            Path(config.tokenizer_path) if config.tokenizer_path else model.tokenizer_source,
+            chat_template=config.chat_template,
+            eos_token_ids=model.eos_token_ids,
+        )
+        core, num_pages = _build_core(config, model, device, on_progress)
+        tokenizer = pending.result()
+    return BuiltEngine(config, model, _model_name(config.model_path), tokenizer, core, num_pages)
+
+
+def resolve_config(config: EngineConfig, model: ModelConfig, platform: str) -> EngineConfig:
+    """Fills in what depends on the model and the platform ("cpu" or "gpu").
+
+    Raises:
+      ConfigError: a setting that this model cannot honour.
+    """
+    on_cpu = platform == "cpu"
+    context_length = config.context_length or model.context_length
+    if context_length > model.context_length:
+        raise ConfigError("context_length", f"{context_length} exceeds the model's {model.context_length}")
+    return config.replace(
+        dtype=model.dtype,
+        kv_cache_dtype=model.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+        context_length=context_length,
+        max_running_requests=config.max_running_requests or (64 if on_cpu else 256),
+        chunked_prefill_size=config.chunked_prefill_size or (1024 if on_cpu else 8192),
+    )
+
+
+def _build_core(config: EngineConfig, model: LoadedModel, device: Any, on_progress: Progress) -> tuple[EngineCore, int]:
+    max_running, chunk, context = config.max_running_requests, config.chunked_prefill_size, config.context_length
+    assert max_running is not None
+    assert chunk is not None
+    assert context is not None
+    page_size = config.page_size
+    ops = resolve(config.kernels, device.platform)
+    max_pages = -(-context // page_size)
+    on_cpu = device.platform == "cpu"
+    buckets = Buckets.make(
+        max_running=max_running,
+        chunk_tokens=chunk,
+        prefill_rows=min(max_running, 16 if on_cpu else 64),
+        max_pages=max_pages,
+        # The GPU kernels read only the pages a row has, so that one width of the page table serves all.
+        min_pages=min(max_pages, 256 // page_size) if on_cpu else max_pages,
+    )
+    num_pages = pool_pages(
+        device,
+        page_bytes=kv_bytes_per_page(model.config.kv_specs, page_size, config.kv_cache_dtype),
+        page_size=page_size,
+        scratch_bytes=scratch_bytes(model, ops, buckets, page_size, config.kv_cache_dtype),
+        weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
+        most_tokens=max_running * context,
+        max_total_tokens=config.max_total_tokens,
+        mem_fraction=config.mem_fraction_static,
+        context_length=context,
+    )
+    runner = Runner(
+        model,
+        ops,
+        buckets,
+        num_slots=max_running,
+        num_pages=num_pages,
+        page_size=page_size,
+        kv_dtype=config.kv_cache_dtype,
+    )
+    if not config.skip_warmup:
+        runner.warm_up(on_progress)
+    scheduler = Scheduler(
+        CacheManager(num_pages, page_size, enabled=not config.disable_radix_cache),
+        SchedulerLimits(
+            max_running=max_running,
+            chunk_tokens=chunk,
+            prefill_rows=buckets.prefill_rows,
+            context_length=context,
+            policy=config.schedule_policy,
+            aging_s=config.schedule_aging_s,
+        ),
+    )
+    packer = Packer(
+        buckets,
+        max_running=max_running,
+        num_pages=num_pages,
+        page_size=page_size,
+        vocab_size=model.config.vocab_size,
+    )
+    return EngineCore(scheduler, packer, runner, overlap=not config.disable_overlap_schedule), num_pages
+
+
+def _model_name(model_path: str) -> str:
+    return "SmolLM2-135M-Instruct" if model_path == "embedded" else Path(model_path).name.removesuffix(".gguf")

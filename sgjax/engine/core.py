@@ -1,0 +1,93 @@
+"""The engine's loop, one step at a time: schedule, pack, launch, commit the step before. Token ids in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgjax.engine.packing import Packer
+from sgjax.engine.runner import Runner, StepHandle
+from sgjax.engine.scheduler import Batch, Row, Scheduler
+from sgjax.engine.sequence import Sequence
+from sgjax.types import FinishReason, TokenEvent, TokenLogprobs
+
+
+class EngineCore:
+    """Scheduler, packer and runner in step. Single-threaded.
+
+    Args:
+      overlap: launch step n+1 before step n is read, so that the device never waits for the host.
+    """
+
+    def __init__(self, scheduler: Scheduler, packer: Packer, runner: Runner, *, overlap: bool = True):
+        self.scheduler = scheduler
+        self.packer = packer
+        self.runner = runner
+        self.overlap = overlap
+        self._in_flight: tuple[Batch, StepHandle] | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return self._in_flight is not None or self.scheduler.has_work
+
+    def add(self, seq: Sequence) -> None:
+        self.scheduler.add(seq)
+
+    def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
+        return self.scheduler.finish(rid, index, reason)
+
+    def step(self) -> list[TokenEvent]:
+        """Launches the next step and commits the one before; without overlap, the same one."""
+        launched = self._launch()
+        if not self.overlap:
+            return self._commit(launched)
+        previous, self._in_flight = self._in_flight, launched
+        return self._commit(previous)
+
+    def _launch(self) -> tuple[Batch, StepHandle] | None:
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return None
+        return batch, self.runner.launch(self.packer.pack(batch))
+
+    def _commit(self, launched: tuple[Batch, StepHandle] | None) -> list[TokenEvent]:
+        if launched is None:
+            return []
+        batch, handle = launched
+        result = self.runner.collect(handle)
+        tokens = result.tokens.tolist()
+        logprobs = prompt_logprobs = None
+        if result.logprobs is not None:
+            logprobs = [
+                _at(result.logprobs, i, tokens[i], row.seq) if row.seq.request.return_logprob else None
+                for i, row in enumerate(batch.rows)
+            ]
+        if result.prompt_logprobs is not None:
+            prompt_logprobs = _of_prompts(result.prompt_logprobs, batch.rows)
+        return self.scheduler.commit(batch, tokens, logprobs, prompt_logprobs)
+
+
+def _at(found: Any, i: int, token: int, seq: Sequence) -> TokenLogprobs:
+    """Row i of the device's log-probabilities, cut to what the request asked for."""
+    num_top, asked = seq.request.top_logprobs_num, seq.request.token_ids_logprob
+    return TokenLogprobs(
+        token,
+        float(found.chosen[i]),
+        tuple(zip(found.top_ids[i, :num_top].tolist(), found.top_values[i, :num_top].tolist(), strict=True)),
+        tuple(zip(asked, found.asked[i, : len(asked)].tolist(), strict=True)),
+    )
+
+
+def _of_prompts(found: Any, rows: list[Row]) -> list[list[TokenLogprobs] | None]:
+    """Per row, the log-probabilities of the prompt positions after each of its tokens, from `logprob_start_len` on."""
+    results: list[list[TokenLogprobs] | None] = []
+    begin = 0
+    for row in rows:
+        seq = row.seq
+        if seq.prompt_logprobs is None:
+            results.append(None)
+        else:
+            first = max(row.start + 1, seq.request.logprob_start_len)
+            end = min(row.start + row.length + 1, seq.num_prompt)
+            results.append([_at(found, begin + p - 1 - row.start, int(seq.tokens[p]), seq) for p in range(first, end)])
+        begin += row.length
+    return results

@@ -1,0 +1,341 @@
+"""`Engine`: a model, ready to generate. For scripts in process; the HTTP server uses the same object."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sgjax.cache.manager import CacheStats
+from sgjax.config import EngineConfig
+from sgjax.engine.build import build_core
+from sgjax.engine.loop import EngineLoop
+from sgjax.engine.outputs import RequestHandle
+from sgjax.engine.scheduler import SchedulerCounters
+from sgjax.engine.sequence import Sequence
+from sgjax.types import GenerateOutput, Request, RequestError, SamplingParams
+
+Messages = Seq[Mapping[str, Any]]
+Params = SamplingParams | Mapping[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineStats:
+    """A moment's state, and totals since the start.
+
+    Attributes:
+      num_steps_compiled: executables ready. all_compiled: nothing is left to compile.
+      num_late_compiles: compilations after that; anything but 0 is a bug.
+    """
+
+    num_running: int
+    num_waiting: int
+    counters: SchedulerCounters
+    cache: CacheStats
+    num_steps_compiled: int
+    all_compiled: bool
+    num_late_compiles: int
+
+
+class Engine:
+    """Generates text with one model.
+
+        with sgjax.Engine("embedded") as engine:
+            print(engine.generate("The capital of France is").text)
+
+    Construction loads the model and compiles the first steps; the other buckets are compiled in the background. All
+    methods may be called from any thread.
+
+    Args:
+      model_path: checkpoint folder, GGUF file, hub id or "embedded".
+      on_progress: called with a label and a fraction in [0, 1] while loading and compiling.
+      **config: fields of `EngineConfig`.
+
+    Raises:
+      ConfigError, CheckpointError: what cannot be served, with the field or the file.
+    """
+
+    def __init__(
+        self,
+        model_path: str = "embedded",
+        *,
+        on_progress: Callable[[str, float], None] | None = None,
+        **config: Any,
+    ):
+        built = build_core(EngineConfig(model_path=model_path, **config), on_progress or (lambda label, fraction: None))
+        self.config = built.config
+        self.model_config = built.model.config
+        self.model_name = built.model_name
+        self.generation_defaults = built.model.generation
+        self.tokenizer = built.tokenizer
+        self._core = built.core
+        self._num_pages = built.num_pages
+        self._rng = np.random.default_rng(self.config.random_seed)
+        self._loop = EngineLoop(built.core, built.tokenizer, max_queued=self.config.max_queued_requests)
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, *, bounded: bool = True) -> RequestHandle:
+        """Validates and queues a request; returns at once.
+
+        Inside a running event loop the handle is for `async for`, elsewhere for `for`.
+
+        Args:
+          bounded: refuse when `max_queued_requests` are waiting.
+
+        Raises:
+          RequestError: the request could never run; names the field.
+          QueueFull: too many are waiting. EngineError: the engine has failed or is closed.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        return self._submit(request, loop, bounded)
+
+    def _submit(self, request: Request, loop: asyncio.AbstractEventLoop | None, bounded: bool) -> RequestHandle:
+        request.validate(
+            vocab_size=self.model_config.vocab_size,
+            context_length=self._context_length,
+            max_total_tokens=self._num_pages * self.config.page_size,
+        )
+        return self._loop.submit(request, self._sequences(request), loop, bounded)
+
+    def _sequences(self, request: Request) -> list[Sequence]:
+        sampling = request.sampling
+        seed = sampling.seed if sampling.seed is not None else int(self._rng.integers(2**62))
+        stop_ids = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            stop_ids |= frozenset(self.tokenizer.eos_token_ids)
+        now = time.monotonic()
+        return [
+            Sequence(
+                request,
+                index,
+                seed=seed + index,
+                stop_ids=stop_ids,
+                context_length=self._context_length,
+                arrival_s=now,
+            )
+            for index in range(sampling.n)
+        ]
+
+    @property
+    def _context_length(self) -> int:
+        assert self.config.context_length is not None
+        return self.config.context_length
+
+    def abort(self, rid: str) -> bool:
+        """Ends a request and frees its pages. False when it is unknown or has ended."""
+        return self._loop.abort(rid)
+
+    # --- generating -------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: str | Seq[str] | None = None,
+        sampling_params: Params | Seq[Params] = None,
+        *,
+        input_ids: Seq[int] | Seq[Seq[int]] | None = None,
+        messages: Messages | Seq[Messages] | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Generates for one prompt or many, given as text, token ids or chat messages (exactly one of the three).
+
+        Args:
+          sampling_params: one for all or one for each; `SamplingParams` or a dict of its fields.
+          progress: shows a progress bar.
+          **options: further fields of `Request` (return_logprob, top_logprobs_num, extra_key, ...), for all prompts.
+
+        Returns:
+          A `GenerateOutput` for a single prompt with n = 1, else a list of them, prompt by prompt.
+        """
+        requests, single = self._requests(prompts, input_ids, messages, sampling_params, options)
+        handles = [self._submit(request, None, bounded=False) for request in requests]
+        outputs: list[GenerateOutput] = []
+        try:
+            with tqdm(total=len(handles), disable=not progress, unit="prompt") as bar:
+                for handle in handles:
+                    outputs += _collect(handle.request, handle)
+                    bar.update()
+        except BaseException:  # an interrupt must not leave thousands of requests running
+            for handle in handles:
+                self.abort(handle.request.rid)
+            raise
+        return outputs[0] if single and len(outputs) == 1 else outputs
+
+    async def async_generate(
+        self,
+        prompts: str | Seq[str] | None = None,
+        sampling_params: Params | Seq[Params] = None,
+        *,
+        input_ids: Seq[int] | Seq[Seq[int]] | None = None,
+        messages: Messages | Seq[Messages] | None = None,
+        **options: Any,
+    ) -> Any:
+        """`generate` for an event loop. Cancelling it aborts its requests."""
+        requests, single = self._requests(prompts, input_ids, messages, sampling_params, options)
+        handles = [self.submit(request, bounded=False) for request in requests]
+        outputs: list[GenerateOutput] = []
+        try:
+            for handle in handles:
+                found = _new_outputs(handle.request)
+                async for delta in handle:
+                    found[delta.index].add(delta)
+                outputs += found
+        except BaseException:
+            for handle in handles:
+                self.abort(handle.request.rid)
+            raise
+        return outputs[0] if single and len(outputs) == 1 else outputs
+
+    def stream(
+        self, prompt: str | None = None, sampling_params: Params = None, **options: Any
+    ) -> Iterator[GenerateOutput]:
+        """Yields the output so far after every step, for one prompt (text, `input_ids=` or `messages=`).
+
+        With n > 1, outputs of different samples interleave; `index` tells them apart. Leaving early aborts.
+        """
+        request = self._single_request(prompt, sampling_params, options)
+        outputs = _new_outputs(request)
+        try:
+            for delta in self._submit(request, None, bounded=True):
+                outputs[delta.index].add(delta)
+                yield outputs[delta.index]
+        finally:
+            self.abort(request.rid)
+
+    async def async_stream(
+        self, prompt: str | None = None, sampling_params: Params = None, **options: Any
+    ) -> AsyncIterator[GenerateOutput]:
+        """`stream` for an event loop."""
+        request = self._single_request(prompt, sampling_params, options)
+        outputs = _new_outputs(request)
+        try:
+            async for delta in self.submit(request):
+                outputs[delta.index].add(delta)
+                yield outputs[delta.index]
+        finally:
+            self.abort(request.rid)
+
+    def score(
+        self, query: str, items: Seq[str], label_token_ids: Seq[int], *, apply_softmax: bool = True
+    ) -> list[list[float]]:
+        """How likely each label token is right after `query + item`.
+
+        Returns:
+          One list per item, in the order of `label_token_ids`: probabilities over the labels alone with
+          `apply_softmax`, else over the whole vocabulary.
+        """
+        outputs = self.generate(
+            [query + item for item in items],
+            SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True),
+            return_logprob=True,
+            token_ids_logprob=tuple(label_token_ids),
+        )
+        scores = np.exp([[value for _, value in output.output_logprobs[0].asked] for output in outputs])
+        if apply_softmax:
+            scores /= scores.sum(axis=-1, keepdims=True)
+        return scores.tolist()
+
+    def _single_request(self, prompt: str | None, sampling_params: Params, options: dict[str, Any]) -> Request:
+        input_ids, messages = options.pop("input_ids", None), options.pop("messages", None)
+        requests, single = self._requests(prompt, input_ids, messages, sampling_params, options)
+        if not single:
+            raise RequestError("prompt", "stream takes one prompt")
+        return requests[0]
+
+    def _requests(self, prompts: Any, input_ids: Any, messages: Any, params: Any, options: dict[str, Any]):
+        """Requests, and whether a single prompt was given."""
+        given = [value is not None for value in (prompts, input_ids, messages)]
+        if sum(given) != 1:
+            raise RequestError("prompts", "give exactly one of prompts, input_ids and messages")
+        if prompts is not None:
+            single = isinstance(prompts, str)
+            ids = [self.tokenizer.encode(text) for text in ([prompts] if single else prompts)]
+        elif input_ids is not None:
+            single = len(input_ids) == 0 or not isinstance(input_ids[0], (Seq, np.ndarray))
+            ids = [input_ids] if single else input_ids
+        else:
+            single = len(messages) == 0 or isinstance(messages[0], Mapping)
+            ids = [self.tokenizer.encode_chat(chat) for chat in ([messages] if single else messages)]
+        each = params if isinstance(params, (list, tuple)) else [params] * len(ids)
+        if len(each) != len(ids):
+            raise RequestError("sampling_params", f"{len(each)} given for {len(ids)} prompts")
+        return [self._request(prompt, param, options) for prompt, param in zip(ids, each, strict=True)], single
+
+    def _request(self, ids: Iterable[int], params: Params, options: dict[str, Any]) -> Request:
+        if params is None:
+            params = SamplingParams()
+        elif not isinstance(params, SamplingParams):
+            params = SamplingParams.from_dict(params)
+        rid = options.get("rid") or uuid.uuid4().hex
+        return Request(**{**options, "rid": rid, "input_ids": tuple(map(int, ids)), "sampling": params})
+
+    # --- operating --------------------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        return self._loop.is_alive
+
+    @property
+    def failure(self) -> Exception | None:
+        """What stopped the engine, when it was not `close`."""
+        return self._loop.failure
+
+    def stats(self) -> EngineStats:
+        """A consistent picture, taken between two steps."""
+        scheduler, compiler = self._core.scheduler, self._core.runner.compiler
+        return self._loop.call(
+            lambda: EngineStats(
+                num_running=len(scheduler.running),
+                num_waiting=len(scheduler.waiting),
+                counters=dataclasses.replace(scheduler.counters),
+                cache=scheduler.cache.stats(),
+                num_steps_compiled=compiler.num_ready,
+                all_compiled=compiler.complete,
+                num_late_compiles=compiler.num_late,
+            )
+        )
+
+    def flush_cache(self) -> int:
+        """Forgets every cached prefix that no running request uses; returns the pages freed."""
+        return self._loop.call(self._core.scheduler.cache.flush)
+
+    def check(self) -> None:
+        """Raises AssertionError unless every page and slot is accounted for."""
+        self._loop.call(self._core.scheduler.check)
+
+    def wait_until_compiled(self) -> None:
+        """Until the background has compiled every bucket."""
+        self._core.runner.compiler.wait()
+
+    def close(self) -> None:
+        """Stops after the step at hand. Open requests get an `EngineError`. Closing twice is fine."""
+        self._loop.close()
+        self._core.runner.compiler.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _new_outputs(request: Request) -> list[GenerateOutput]:
+    return [GenerateOutput(request.rid, i, request.input_ids) for i in range(request.sampling.n)]
+
+
+def _collect(request: Request, deltas: Iterable) -> list[GenerateOutput]:
+    outputs = _new_outputs(request)
+    for delta in deltas:
+        outputs[delta.index].add(delta)
+    return outputs

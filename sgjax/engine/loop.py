@@ -1,0 +1,148 @@
+"""The engine's thread: commands in, steps, deltas out."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sgjax.engine.core import EngineCore
+from sgjax.engine.outputs import EngineError, OutputProcessor, RequestHandle
+from sgjax.engine.sequence import Sequence
+from sgjax.text import Tokenizer
+from sgjax.types import FinishReason, QueueFull, Request, RequestError, TokenEvent
+
+_logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Runs a core in a thread of its own. Every method may be called from any thread.
+
+    Other threads never touch the core: they leave commands in the inbox, which run between two steps.
+
+    Attributes:
+      failure: what stopped the loop, when it was not `close`.
+    """
+
+    def __init__(self, core: EngineCore, tokenizer: Tokenizer, *, max_queued: int):
+        self.failure: Exception | None = None
+        self._core = core
+        self._outputs = OutputProcessor(tokenizer, core.finish)
+        self._max_queued = max_queued
+        self._inbox: collections.deque[Callable[[], None]] = collections.deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._live: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="sgjax-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and self.failure is None
+
+    def submit(
+        self, request: Request, sequences: list[Sequence], loop: asyncio.AbstractEventLoop | None, bounded: bool
+    ) -> RequestHandle:
+        """Queues a validated request; its deltas arrive at the handle.
+
+        Raises:
+          RequestError: the rid is in use. QueueFull: too many wait and `bounded`. EngineError: the engine is down.
+        """
+        handle = RequestHandle(request, loop)
+
+        def start() -> None:
+            self._outputs.add(handle)
+            for seq in sequences:
+                self._core.add(seq)
+
+        with self._wake:
+            self._raise_if_down()
+            if request.rid in self._live:
+                raise RequestError("rid", f"{request.rid!r} is in use by a live request")
+            if bounded and len(self._core.scheduler.waiting) + len(self._inbox) >= self._max_queued:
+                raise QueueFull(f"{self._max_queued} requests are waiting")
+            self._live.add(request.rid)
+            self._inbox.append(start)
+            self._wake.notify()
+        return handle
+
+    def abort(self, rid: str) -> bool:
+        """Ends a request and frees its pages. False when it is unknown or has ended."""
+        reason = FinishReason("abort", message="aborted")
+        with self._wake:
+            if rid not in self._live:
+                return False
+            self._inbox.append(lambda: self._deliver(self._core.finish(rid, None, reason)))
+            self._wake.notify()
+        return True
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Runs `function` between two steps, in the engine's thread; returns its result or raises its exception."""
+        done = threading.Event()
+        result: list[Any] = []
+
+        def command() -> None:
+            try:
+                result.append(function())
+            except Exception as error:
+                result.append(error)
+            done.set()
+
+        with self._wake:
+            self._raise_if_down()
+            self._inbox.append(command)
+            self._wake.notify()
+        done.wait()
+        if isinstance(result[0], Exception):
+            raise result[0]
+        return result[0]
+
+    def close(self) -> None:
+        """Stops after the step at hand. Open requests get an `EngineError`. Closing twice is fine."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _raise_if_down(self) -> None:
+        if self.failure is not None:
+            raise EngineError(f"the engine has failed: {self.failure}") from self.failure
+        if self._closing:
+            raise EngineError("the engine is closed")
+
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                self._deliver(self._core.step())
+        except Exception as error:
+            _logger.exception("the engine has failed")
+            self.failure = error
+        with self._wake:
+            self._closing = True
+            for command in self._inbox:  # whoever waits for one of these must hear of the end too
+                command()
+            self._inbox.clear()
+            self._live.clear()
+        reason = f"the engine has failed: {self.failure}" if self.failure else "the engine is closed"
+        self._outputs.fail(EngineError(reason))
+
+    def _receive(self) -> bool:
+        """Runs the commands of other threads, waiting while there is nothing to do. False when closing."""
+        with self._wake:
+            while not self._inbox and not self._core.has_work and not self._closing:
+                self._wake.wait()
+            commands, self._inbox = self._inbox, collections.deque()
+            closing = self._closing
+        for command in commands:
+            command()
+        return not closing
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        self._outputs.process(events)
+        ended = [event.rid for event in events if event.rid not in self._outputs]
+        if ended:
+            with self._wake:
+                self._live.difference_update(ended)

@@ -1,0 +1,127 @@
+"""From token events to text deltas: detokenising, stop strings, one mailbox per request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+from sgjax.text import TextStream, Tokenizer
+from sgjax.types import FinishReason, OutputDelta, Request, TokenEvent
+
+
+class EngineError(RuntimeError):
+    """The engine has failed or was closed; nothing of this request is still running."""
+
+
+class RequestHandle:
+    """Where one request's deltas arrive. Iterate it (or `async for`) once, until every sample has finished.
+
+    Args:
+      loop: the event loop that will iterate; None for a plain thread.
+    """
+
+    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop | None):
+        self.request = request
+        self.loop = loop
+        self._num_open = request.sampling.n
+        self._deltas: queue.SimpleQueue | asyncio.Queue = queue.SimpleQueue() if loop is None else asyncio.Queue()
+
+    def put(self, item: OutputDelta | EngineError) -> None:
+        """Called in `loop` where there is one, else by the engine's thread."""
+        self._deltas.put(item) if self.loop is None else self._deltas.put_nowait(item)
+
+    def _accept(self, item: OutputDelta | EngineError) -> OutputDelta:
+        if isinstance(item, EngineError):
+            raise item
+        self._num_open -= item.finish is not None
+        return item
+
+    def __iter__(self) -> Iterator[OutputDelta]:
+        assert isinstance(self._deltas, queue.SimpleQueue), "submitted for an event loop: use `async for`"
+        while self._num_open:
+            yield self._accept(self._deltas.get())
+
+    async def __aiter__(self) -> AsyncIterator[OutputDelta]:
+        assert isinstance(self._deltas, asyncio.Queue), "submitted without an event loop: use `for`"
+        while self._num_open:
+            yield self._accept(await self._deltas.get())
+
+
+class OutputProcessor:
+    """Turns token events into deltas and delivers them. Used by the engine's thread only.
+
+    Args:
+      finish: ends one sample in the core and returns its final events, for stop strings.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, finish: Callable[[str, int | None, FinishReason], list[TokenEvent]]):
+        self._tokenizer = tokenizer
+        self._finish = finish
+        self._handles: dict[str, RequestHandle] = {}
+        self._streams: dict[tuple[str, int], TextStream] = {}
+
+    def __contains__(self, rid: str) -> bool:
+        return rid in self._handles
+
+    def add(self, handle: RequestHandle) -> None:
+        request = handle.request
+        self._handles[request.rid] = handle
+        for index in range(request.sampling.n):
+            self._streams[request.rid, index] = TextStream(self._tokenizer, request.sampling)
+
+    def process(self, events: Iterable[TokenEvent]) -> None:
+        """Delivers one step's events: to plain threads at once, to each event loop in a single call."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestHandle, OutputDelta]]] = {}
+        for event in events:
+            handle = self._handles[event.rid]
+            delta = self._delta(event, handle.request)
+            if handle.loop is None:
+                handle.put(delta)
+            else:
+                by_loop.setdefault(handle.loop, []).append((handle, delta))
+            if delta.finish is not None:
+                del self._streams[event.rid, event.index]
+                if not any((event.rid, i) in self._streams for i in range(handle.request.sampling.n)):
+                    del self._handles[event.rid]
+        for loop, items in by_loop.items():
+            _call_in(loop, _put_all, items)
+
+    def _delta(self, event: TokenEvent, request: Request) -> OutputDelta:
+        stream = self._streams[event.rid, event.index]
+        finish, receipt = event.finish, event.receipt
+        token_ids = event.token_ids
+        by_token = finish is not None and finish.kind == "stop" and not request.sampling.no_stop_trim
+        text = stream.push(token_ids[:-1] if by_token else token_ids)
+        if stream.matched is not None:
+            if finish is None:
+                receipt = self._finish(event.rid, event.index, FinishReason("stop", stream.matched))[0].receipt
+            finish = FinishReason("stop", matched=stream.matched)
+        elif finish is not None:
+            text += stream.finish()
+            if stream.matched is not None:
+                finish = FinishReason("stop", matched=stream.matched)
+        return OutputDelta(
+            event.rid, event.index, text, token_ids, event.logprobs, event.prompt_logprobs, finish, receipt
+        )
+
+    def fail(self, error: EngineError) -> None:
+        """Every open request gets the error."""
+        for handle in self._handles.values():
+            if handle.loop is None:
+                handle.put(error)
+            else:
+                _call_in(handle.loop, handle.put, error)
+        self._handles.clear()
+        self._streams.clear()
+
+
+def _put_all(items: list[tuple[RequestHandle, OutputDelta]]) -> None:
+    for handle, delta in items:
+        handle.put(delta)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable, argument: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed, so nobody waits there any more
+        loop.call_soon_threadsafe(function, argument)

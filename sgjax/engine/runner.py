@@ -1,0 +1,131 @@
+"""Runs packed steps on the device: launches without waiting, collects later."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sgjax.cache.kv import make_kv_cache
+from sgjax.engine.compiler import StepCompiler
+from sgjax.engine.lowering import CountsKey, ForwardKey, Lowering, PromptKey, SampleKey, all_keys, first_keys
+from sgjax.engine.packing import Buckets, PackedStep, PenaltyValues, SamplingValues
+from sgjax.engine.sequence import Sequence
+from sgjax.kernels import Ops
+from sgjax.layers.batch import ForwardBatch
+from sgjax.layers.sampling import PenaltyRows, SamplingRows, TokenCounts, count_tokens
+from sgjax.models.loader import LoadedModel
+
+
+@dataclasses.dataclass(slots=True)
+class StepHandle:
+    """A launched step: device arrays whose copies to the host are under way."""
+
+    tokens: jax.Array
+    logprobs: Any = None
+    prompt_logprobs: Any = None
+
+
+@dataclasses.dataclass(slots=True)
+class StepResult:
+    """A collected step: numpy arrays; log-probabilities as `sgjax.layers.sampling.TokenLogprobs` of numpy arrays."""
+
+    tokens: np.ndarray
+    logprobs: Any = None
+    prompt_logprobs: Any = None
+
+
+class Runner:
+    """Owns the device state: parameters, KV pool, newest token and token counts by slot.
+
+    Args:
+      num_slots: running sequences at most; slot `num_slots` stands for padding and does not exist on the device.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        ops: Ops,
+        buckets: Buckets,
+        *,
+        num_slots: int,
+        num_pages: int,
+        page_size: int,
+        kv_dtype: str,
+    ):
+        self.model = model
+        self.buckets = buckets
+        self._cache = make_kv_cache(model.config.kv_specs, num_pages, page_size, kv_dtype)
+        self._last_token = jnp.zeros(num_slots, jnp.int32)
+        self._counts = TokenCounts.zeros(num_slots, model.config.vocab_size)
+        lowering = Lowering(
+            model, ops, num_slots=num_slots, num_pages=num_pages, page_size=page_size, kv_dtype=kv_dtype
+        )
+        self.compiler = StepCompiler(lowering.compile)
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    def launch(self, step: PackedStep) -> StepHandle:
+        """Starts a step; returns before it has run. Steps run in the order in which they are launched."""
+        key = ForwardKey(step.decode, len(step.token_ids), len(step.kv_lens), step.page_table.shape[1])
+        forward = self.compiler.get(key)
+        self._cache, row_logits, hidden = forward(
+            self.model.params, self._cache, self._last_token, _forward_batch(step), step.slots
+        )
+        for seq in step.new_counts:
+            self._reset_counts(seq)
+        handle = StepHandle(*self._launch_sample(step, row_logits))
+        if step.prompt_targets is not None:
+            prompt = self.compiler.get(PromptKey(len(step.token_ids)))
+            handle.prompt_logprobs = prompt(self.model.params, hidden, step.prompt_targets, step.prompt_asked)
+        for leaf in jax.tree.leaves((handle.tokens, handle.logprobs, handle.prompt_logprobs)):
+            leaf.copy_to_host_async()
+        return handle
+
+    def _launch_sample(self, step: PackedStep, row_logits: jax.Array) -> Any:
+        rows = penalties = counts = None
+        if step.sampling is not None:
+            rows = SamplingRows(**_fields(step.sampling))
+        if step.penalties is not None:
+            penalties, counts = PenaltyRows(**_fields(step.penalties)), self._counts
+        key = SampleKey(len(step.slots), rows is not None, penalties is not None, step.asked_ids is not None)
+        tokens, self._last_token, counts, logprobs = self.compiler.get(key)(
+            row_logits, self._last_token, step.slots, rows, penalties, counts, step.asked_ids
+        )
+        if counts is not None:
+            self._counts = counts
+        return tokens, logprobs
+
+    def _reset_counts(self, seq: Sequence) -> None:
+        prompt, output = seq.tokens[: seq.num_prompt], seq.tokens[seq.num_prompt : seq.num_tokens]
+        output_counts, in_prompt = count_tokens(prompt.tolist(), output.tolist(), self.model.config.vocab_size)
+        set_counts = self.compiler.get(CountsKey())
+        self._counts = set_counts(self._counts, np.int32(seq.slot), output_counts, in_prompt)
+
+    def collect(self, handle: StepHandle) -> StepResult:
+        """Waits for a launched step and brings its results to the host."""
+        return StepResult(
+            np.asarray(handle.tokens),
+            jax.tree.map(np.asarray, handle.logprobs),
+            jax.tree.map(np.asarray, handle.prompt_logprobs),
+        )
+
+    def warm_up(self, on_progress: Callable[[str, float], None]) -> None:
+        """Compiles what one short request needs now, and the other buckets in the background."""
+        first = first_keys(self.buckets)
+        self.compiler.warm_up(first, [key for key in all_keys(self.buckets) if key not in first], on_progress)
+
+
+def _fields(values: SamplingValues | PenaltyValues) -> dict[str, Any]:
+    return {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+
+
+def _forward_batch(step: PackedStep) -> ForwardBatch:
+    arrays: Any = {  # numpy; they go to the device with the call
+        field.name: getattr(step, field.name) for field in dataclasses.fields(ForwardBatch)
+    }
+    return ForwardBatch(**arrays)
