@@ -48,14 +48,12 @@ class Attention(nnx.Module):
 
 class MLP(nnx.Module):
     def __init__(self, cfg: ModelConfig, prefix: str):
-        hidden, forward = ("hidden",), ("feed_forward",)
+        hidden, forward, bias = ("hidden",), ("feed_forward",), cfg.mlp_bias
         gate, up, down = (f"{prefix}.{x}_proj" for x in ("gate", "up", "down"))
         self.w_gate_up = param(cfg, (2, *forward), hidden, hf=(f"{gate}.weight", f"{up}.weight"), fold=GATE_UP)
+        self.b_gate_up = param(cfg, (2, *forward), hf=(f"{gate}.bias", f"{up}.bias"), fold=GATE_UP) if bias else None
         self.w_down = param(cfg, hidden, forward, hf=f"{down}.weight")
-        self.b_gate_up = self.b_down = None
-        if cfg.mlp_bias:
-            self.b_gate_up = param(cfg, (2, *forward), hf=(f"{gate}.bias", f"{up}.bias"), fold=GATE_UP)
-            self.b_down = param(cfg, hidden, hf=f"{down}.bias")
+        self.b_down = param(cfg, hidden, hf=f"{down}.bias") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate_up = linear(x, self.w_gate_up, self.b_gate_up)  # (T, 2, F)
