@@ -1,0 +1,1 @@
+"""sgjax's HTTP service and command line."""

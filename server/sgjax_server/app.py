@@ -1,0 +1,36 @@
+"""The HTTP application: routes over one engine, which may still be loading."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from sgjax import __version__
+from sgjax_server.config import ServerConfig
+from sgjax_server.errors import add_error_handlers
+from sgjax_server.host import EngineHost
+from sgjax_server.routes import chat, completions, generate, health, models
+
+
+def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
+    """The ASGI application. Routes that need the engine answer 503 until `host` has it.
+
+    The engine is closed when the application shuts down.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        host.close()
+
+    app = FastAPI(title="sgjax", version=__version__, lifespan=lifespan)
+    app.state.host = host
+    app.state.config = config
+    app.state.started_s = int(time.time())
+    add_error_handlers(app)
+    for module in (health, models, generate, chat, completions):
+        app.include_router(module.router)
+    return app

@@ -1,0 +1,180 @@
+"""One HTTP call's requests in the engine: submitted together, and aborted together when the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import Receive
+
+from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError
+from sgjax_server.errors import ClientGone
+
+if TYPE_CHECKING:
+    from sgjax.engine import Engine
+
+# Longer texts are tokenised in a thread, so that they do not hold up the streams of others.
+_INLINE_CHARS = 8192
+
+
+async def encode(engine: Engine, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text. Raises RequestError for text that is not valid Unicode."""
+
+    if sum(len(text) for text in texts) <= _INLINE_CHARS:
+        return [engine.tokenizer.encode(text) for text in texts]
+    return await asyncio.to_thread(engine.tokenizer.encode_batch, texts)
+
+
+async def encode_chat(engine: Engine, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+    """Token ids of a conversation; `options` are those of the chat template."""
+    if len(str(messages)) <= _INLINE_CHARS:
+        return engine.tokenizer.encode_chat(messages, **options)
+    return await asyncio.to_thread(engine.tokenizer.encode_chat, messages, **options)
+
+
+@contextlib.contextmanager
+def fields_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Reports a refused value under the name that the API's field has: max_tokens, not max_new_tokens."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(names.get(error.field, error.field), error.message) from None
+
+
+class Call:
+    """The engine requests of one HTTP call.
+
+    Whoever makes a Call must `close` it in the end, which aborts what has not finished.
+
+    Raises:
+      RequestError, QueueFull: from the engine, for any of the requests; then none of them stays in it.
+    """
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]):
+        self.requests = requests
+        self._engine = engine
+        self._num_running = {request.rid: request.sampling.n for request in requests}
+        self._handles = []
+        if len(self._num_running) < len(requests):
+            raise RequestError("rid", "the ids of a batch must differ")
+        try:
+            for request in requests:
+                self._handles.append(engine.submit(request))
+        except BaseException:
+            for request in requests[: len(self._handles)]:
+                engine.abort(request.rid)
+            raise
+
+    def close(self) -> None:
+        """Aborts the requests that have not finished; their pages become free."""
+        for rid, num_running in self._num_running.items():
+            if num_running:
+                self._engine.abort(rid)
+        self._num_running.clear()
+
+    async def collect(self) -> list[list[GenerateOutput]]:
+        """The finished samples of each request, in order."""
+        results = []
+        for request, handle in zip(self.requests, self._handles, strict=True):
+            samples = [GenerateOutput(request.rid, i, request.input_ids) for i in range(request.sampling.n)]
+            async for delta in handle:
+                self._note(delta)
+                samples[delta.index].add(delta)
+            results.append(samples)
+        return results
+
+    async def deltas(self, interval: int) -> AsyncIterator[tuple[int, OutputDelta]]:
+        """What becomes visible, as (number of the request, delta), in order of arrival.
+
+        Deltas of one sample are merged until there is text from at least `interval` tokens, or the end.
+        """
+        merged: dict[tuple[int, int], OutputDelta] = {}
+        async for number, delta in self._arrivals():
+            self._note(delta)
+            key = (number, delta.index)
+            if (held := merged.pop(key, None)) is not None:
+                delta = _join(held, delta)
+            if delta.finish is not None or (delta.text and len(delta.token_ids) >= interval):
+                yield number, delta
+            else:
+                merged[key] = delta
+
+    def _note(self, delta: OutputDelta) -> None:
+        if delta.finish is not None:
+            self._num_running[delta.rid] -= 1
+
+    async def _arrivals(self) -> AsyncIterator[tuple[int, OutputDelta]]:
+        if len(self._handles) == 1:
+            async for delta in self._handles[0]:
+                yield 0, delta
+            return
+        queue: asyncio.Queue[tuple[int, OutputDelta | None]] = asyncio.Queue()
+
+        async def pump(number: int) -> None:
+            try:
+                async for delta in self._handles[number]:
+                    queue.put_nowait((number, delta))
+            finally:
+                queue.put_nowait((number, None))
+
+        tasks = [asyncio.create_task(pump(number)) for number in range(len(self._handles))]
+        try:
+            num_open = len(tasks)
+            while num_open:
+                number, delta = await queue.get()
+                if delta is None:
+                    num_open -= 1
+                    await tasks[number]  # raises what the handle raised
+                else:
+                    yield number, delta
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _join(first: OutputDelta, second: OutputDelta) -> OutputDelta:
+    """Two deltas of one sample, in order, as one."""
+    first.text += second.text
+    first.token_ids.extend(second.token_ids)
+    if second.logprobs is not None:
+        first.logprobs = (first.logprobs or []) + second.logprobs
+    if second.prompt_logprobs is not None:
+        first.prompt_logprobs = second.prompt_logprobs
+    first.finish = second.finish
+    first.receipt = second.receipt
+    return first
+
+
+async def finished(call: Call, receive: Receive) -> list[list[GenerateOutput]]:
+    """Collects a call's outputs and closes it; gives up when the client goes.
+
+    Raises:
+      ClientGone: the client closed the connection. The call's requests are aborted.
+    """
+    try:
+        return await _while_connected(call.collect(), receive)
+    finally:
+        call.close()
+
+
+async def _while_connected[T](work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(until_disconnected(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for one in (task, watcher):
+            one.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def until_disconnected(receive: Receive) -> None:
+    """Returns when the client has closed the connection; the request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

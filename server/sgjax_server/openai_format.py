@@ -1,0 +1,97 @@
+"""Pieces of OpenAI's responses that chat completions and completions share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sgjax.types import FinishReason, GenerateOutput, Receipt, TokenLogprobs
+from sgjax_server.tokens import TokenTexts
+
+
+def finish_fields(finish: FinishReason | None) -> dict[str, Any]:
+    """A choice's `finish_reason` ("stop", "length", "abort", null) and SGLang's `matched_stop`."""
+    if finish is None:
+        return {"finish_reason": None}
+    return {"finish_reason": finish.kind, "matched_stop": finish.matched}
+
+
+class Usage:
+    """Adds up the tokens of a call's requests. A prompt counts once, however many samples were drawn from it."""
+
+    def __init__(self) -> None:
+        self._prompt = self._completion = self._cached = 0
+
+    @classmethod
+    def of(cls, results: Iterable[Sequence[GenerateOutput]]) -> dict[str, Any]:
+        """The `usage` of finished requests."""
+        usage = cls()
+        for sample in itertools.chain.from_iterable(results):
+            if sample.receipt is not None:
+                usage.add(sample.index, sample.receipt)
+        return usage.as_dict()
+
+    def add(self, index: int, receipt: Receipt) -> None:
+        """Counts sample `index` of a request."""
+        if index == 0:
+            self._prompt += receipt.prompt_tokens
+            self._cached += receipt.cached_tokens
+        self._completion += receipt.completion_tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self._completion,
+            "total_tokens": self._prompt + self._completion,
+            "prompt_tokens_details": {"cached_tokens": self._cached},
+        }
+
+
+def chat_logprobs(logprobs: Sequence[TokenLogprobs] | None, texts: TokenTexts) -> dict[str, Any] | None:
+    """The `logprobs` of a chat choice."""
+    if logprobs is None:
+        return None
+    content = [
+        {
+            **_chat_token(one.token_id, one.logprob, texts),
+            "top_logprobs": [_chat_token(token_id, logprob, texts) for token_id, logprob in one.top],
+        }
+        for one in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(token_id: int, logprob: float | None, texts: TokenTexts) -> dict[str, Any]:
+    return {"token": texts.text(token_id), "bytes": texts.utf8(token_id), "logprob": logprob}
+
+
+class CompletionLogprobs:
+    """Formats the `logprobs` of one completions choice, piece by piece; offsets run on over the pieces."""
+
+    def __init__(self, texts: TokenTexts):
+        self._texts = texts
+        self._offset = 0
+
+    def format(self, logprobs: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
+        if logprobs is None:
+            return None
+        tokens = [self._texts.text(one.token_id) for one in logprobs]
+        offsets = list(itertools.accumulate(map(len, tokens), initial=self._offset))
+        self._offset = offsets.pop()
+        return {
+            "text_offset": offsets,
+            "token_logprobs": [one.logprob for one in logprobs],
+            "tokens": tokens,
+            "top_logprobs": [self._alternatives(one) for one in logprobs],
+        }
+
+    def _alternatives(self, one: TokenLogprobs) -> dict[str, float] | None:
+        """By text, best first; of tokens that read alike the best stands for all."""
+        if one.logprob is None or not one.top:
+            return None
+        found: dict[str, float] = {}
+        for token_id, logprob in one.top:
+            found.setdefault(self._texts.text(token_id), logprob)
+        found.setdefault(self._texts.text(one.token_id), one.logprob)
+        return found

@@ -1,0 +1,51 @@
+"""What a route needs of the application."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.responses import Response
+from pydantic_core import to_json
+
+from sgjax_server.tokens import TokenTexts
+
+if TYPE_CHECKING:
+    from sgjax.engine import Engine
+
+
+class Context:
+    """One request's view of the application: the engine, which is ready, and the settings.
+
+    Raises:
+      ApiError: 503, the engine is loading or has failed.
+    """
+
+    def __init__(self, request: Request):
+        state = request.app.state
+        self.engine: Engine = state.host.engine
+        self.stream_interval: int = state.config.stream_interval
+        self.model_name: str = state.config.served_model_name or self.engine.model_name
+        self.started_s: int = state.started_s
+        self.receive = request.receive
+
+    @property
+    def token_texts(self) -> TokenTexts:
+        return _token_texts(self.engine.tokenizer)
+
+
+@functools.lru_cache(maxsize=1)
+def _token_texts(tokenizer: Any) -> TokenTexts:
+    return TokenTexts(tokenizer)
+
+
+def _context(request: Request) -> Context:
+    return Context(request)
+
+
+ContextDep = Annotated[Context, Depends(_context)]
+
+
+def json_response(data: Any) -> Response:
+    return Response(to_json(data, inf_nan_mode="null"), media_type="application/json")

@@ -1,0 +1,102 @@
+"""SGLang's native generation route."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from sgjax.types import FinishReason, GenerateOutput, Request, TokenLogprobs
+from sgjax_server import sse
+from sgjax_server.calls import Call, encode, finished
+from sgjax_server.routes.context import Context, ContextDep, json_response
+from sgjax_server.schemas.native import GenerateRequest
+
+router = APIRouter(tags=["native"])
+
+
+@router.post("/generate")
+async def generate(body: GenerateRequest, context: ContextDep) -> Response:
+    prompts: Any = body.prompts()
+    prompt_ids = prompts if body.text is None else await encode(context.engine, prompts)
+    requests = body.requests(prompt_ids)
+    form = _Format(context, with_text=body.return_text_in_logprobs)
+    is_single = not body.is_batch and requests[0].sampling.n == 1
+    call = Call(context.engine, requests)
+    if body.stream:
+        return sse.EventStream(_events(call, form, context.stream_interval, is_single=is_single), call.close)
+    results = await finished(call, context.receive)
+    answers = [
+        form.answer(request, sample)
+        for request, samples in zip(requests, results, strict=True)
+        for sample in samples
+    ]
+    return json_response(answers[0] if is_single else answers)
+
+
+async def _events(call: Call, form: _Format, interval: int, *, is_single: bool) -> AsyncIterator[bytes]:
+    """Each event holds the sample's whole answer so far; `index` tells a batch's samples apart."""
+    samples: dict[tuple[int, int], GenerateOutput] = {}
+    async for number, delta in call.deltas(interval):
+        request = call.requests[number]
+        sample = samples.setdefault(
+            (number, delta.index), GenerateOutput(request.rid, delta.index, request.input_ids)
+        )
+        sample.add(delta)
+        answer = form.answer(request, sample)
+        if not is_single:
+            answer["index"] = number * request.sampling.n + delta.index
+        yield sse.event(answer)
+
+
+class _Format:
+    """Builds answers in SGLang's form, where a log-probability is [logprob, token id, text or null]."""
+
+    def __init__(self, context: Context, *, with_text: bool):
+        self._texts = context.token_texts if with_text else None
+
+    def answer(self, request: Request, sample: GenerateOutput) -> dict[str, Any]:
+        meta = {
+            "id": request.rid,
+            "finish_reason": _finish_reason(sample.finish, len(sample.output_ids)),
+            "prompt_tokens": len(sample.prompt_ids),
+            "completion_tokens": len(sample.output_ids),
+            "weight_version": "default",
+        }
+        if sample.receipt is not None:
+            meta["cached_tokens"] = sample.receipt.cached_tokens
+            meta["e2e_latency"] = sample.receipt.e2e_s
+        if request.return_logprob:
+            meta |= self._logprobs(request, "input", sample.input_logprobs or [])
+            meta |= self._logprobs(request, "output", sample.output_logprobs or [])
+        return {"text": sample.text, "output_ids": sample.output_ids, "meta_info": meta}
+
+    def _logprobs(self, request: Request, side: str, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            f"{side}_token_logprobs": [self._triple(one.token_id, one.logprob) for one in logprobs]
+        }
+        if request.top_logprobs_num:
+            found[f"{side}_top_logprobs"] = [self._triples(one.top) for one in logprobs]
+        if request.token_ids_logprob:
+            found[f"{side}_token_ids_logprobs"] = [self._triples(one.asked) for one in logprobs]
+        return found
+
+    def _triples(self, pairs: Iterable[tuple[int, float]]) -> list | None:
+        """None where there is nothing, as at the first token of a prompt."""
+        return [self._triple(token_id, logprob) for token_id, logprob in pairs] or None
+
+    def _triple(self, token_id: int, logprob: float | None) -> tuple[float | None, int, str | None]:
+        return logprob, token_id, self._texts.text(token_id) if self._texts else None
+
+
+def _finish_reason(finish: FinishReason | None, num_tokens: int) -> dict[str, Any] | None:
+    match finish:
+        case None:
+            return None
+        case FinishReason(kind="stop"):
+            return {"type": "stop", "matched": finish.matched}
+        case FinishReason(kind="length"):
+            return {"type": "length", "length": num_tokens}
+        case _:
+            return {"type": "abort", "message": finish.message}

@@ -1,0 +1,36 @@
+"""The served model, as OpenAI's clients list it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from sgjax_server.errors import ApiError
+from sgjax_server.routes.context import Context, ContextDep
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("")
+async def list_models(context: ContextDep) -> dict[str, Any]:
+    return {"object": "list", "data": [_card(context)]}
+
+
+@router.get("/{model:path}")
+async def get_model(model: str, context: ContextDep) -> dict[str, Any]:
+    if model not in (context.model_name, "default"):
+        raise ApiError(404, f"the model {model!r} is not served", param="model", code="model_not_found")
+    return _card(context)
+
+
+def _card(context: Context) -> dict[str, Any]:
+    return {
+        "id": context.model_name,
+        "object": "model",
+        "created": context.started_s,
+        "owned_by": "sgjax",
+        "root": context.engine.config.model_path,
+        "parent": None,
+        "max_model_len": context.engine.model_config.context_length,
+    }

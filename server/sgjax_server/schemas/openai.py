@@ -1,0 +1,150 @@
+"""Requests of the OpenAI API, with SGLang's further sampling fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from sgjax.types import RequestError, SamplingParams
+from sgjax_server.schemas.common import ApiModel, RequestId
+
+MAX_TOP_LOGPROBS = 20
+
+# Fields whose name in this API differs from SamplingParams'.
+_RENAMED = {"min_tokens": "min_new_tokens"}
+_SAMPLING_FIELDS = (
+    "frequency_penalty",
+    "ignore_eos",
+    "logit_bias",
+    "min_p",
+    "min_tokens",
+    "n",
+    "no_stop_trim",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "skip_special_tokens",
+    "stop",
+    "stop_regex",
+    "stop_token_ids",
+    "temperature",
+    "top_k",
+    "top_p",
+)
+
+_TEMPLATE_FIELDS = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"})
+
+
+class StreamOptions(ApiModel):
+    IGNORED = frozenset({"include_obfuscation"})
+
+    include_usage: bool = False
+
+
+class _GenerationRequest(ApiModel):
+    """The fields of chat completions and completions alike. None means unspecified."""
+
+    IGNORED = frozenset(
+        {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+        | {"parallel_tool_calls", "prediction", "separate_reasoning", "stream_reasoning", "custom_labels"}
+    )
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "best_of": (1,),
+        "modalities": (["text"],),
+        "response_format": ({"type": "text"},),
+        "tool_choice": ("none", "auto"),
+    }
+
+    model: str = "default"
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
+    ignore_eos: bool | None = None
+    no_stop_trim: bool | None = None
+    skip_special_tokens: bool | None = None
+    rid: RequestId | None = None
+    extra_key: str | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, defaults: Mapping[str, Any], max_new_tokens: int | None) -> SamplingParams:
+        """Sampling parameters; what the request leaves open comes from `defaults` (the model's)."""
+        given = {_RENAMED.get(name, name): getattr(self, name) for name in _SAMPLING_FIELDS}
+        given = {name: value for name, value in given.items() if value is not None}
+        return SamplingParams(**{**defaults, **given, "max_new_tokens": max_new_tokens})
+
+
+class ChatCompletionRequest(_GenerationRequest):
+    PARAM_NAMES: ClassVar[Mapping[str, str]] = {
+        "input_ids": "messages",
+        "text": "messages",
+        "max_new_tokens": "max_tokens",
+        "min_new_tokens": "min_tokens",
+        "top_logprobs_num": "top_logprobs",
+    }
+
+    # The chat template's renderer knows what a message may be, and refuses the rest.
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """None is as many as the context allows."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    def template_options(self) -> dict[str, Any]:
+        """Keyword arguments for the chat template.
+
+        Raises:
+          RequestError: `chat_template_kwargs` names something that has a field of its own.
+        """
+        kwargs = self.chat_template_kwargs or {}
+        if taken := _TEMPLATE_FIELDS & kwargs.keys():
+            raise RequestError("chat_template_kwargs", f"may not set {min(taken)!r}")
+        add_prompt = self.add_generation_prompt
+        return {
+            **kwargs,
+            "continue_final_message": self.continue_final_message,
+            "add_generation_prompt": not self.continue_final_message if add_prompt is None else add_prompt,
+        }
+
+
+class CompletionRequest(_GenerationRequest):
+    PARAM_NAMES: ClassVar[Mapping[str, str]] = {
+        "input_ids": "prompt",
+        "text": "prompt",
+        "max_new_tokens": "max_tokens",
+        "min_new_tokens": "min_tokens",
+        "top_logprobs_num": "logprobs",
+    }
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(16, ge=0)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

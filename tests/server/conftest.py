@@ -1,0 +1,36 @@
+"""An application over a fake engine, and a client that speaks to it without a socket."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from .fakes import FakeEngine
+
+from sgjax_server.app import create_app
+from sgjax_server.config import ServerConfig
+from sgjax_server.host import EngineHost
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def client(engine: FakeEngine):
+    app = create_app(EngineHost(engine), ServerConfig())  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def events_of(response: httpx.Response) -> list[dict[str, Any]]:
+    """The JSON events of a finished stream, whose last line must be `[DONE]`."""
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    datas = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert datas.pop() == "[DONE]"
+    return [json.loads(data) for data in datas]

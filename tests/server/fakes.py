@@ -1,0 +1,109 @@
+"""An engine that says what it is told, with the interface of `sgjax.Engine` that the server uses."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from sgjax.config import EngineConfig
+from sgjax.types import FinishReason, OutputDelta, QueueFull, Receipt, Request, RequestError, TokenLogprobs
+
+EOS = 0
+
+
+class FakeTokenizer:
+    """One token per byte; EOS is 0. Chat prompts look like "user:hi|assistant:"."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        try:
+            return list(text.encode())
+        except UnicodeEncodeError:
+            raise RequestError("text", "is not valid Unicode") from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return bytes(i for i in token_ids if not (skip_special_tokens and i == EOS)).decode(errors="replace")
+
+    def id_to_token(self, token_id: int) -> str:
+        return f"<0x{token_id:02X}>"
+
+    def encode_chat(self, messages, *, add_generation_prompt: bool, continue_final_message: bool, **kwargs):
+        if not all(isinstance(message.get("content"), str) for message in messages):
+            raise RequestError("messages", "only text")
+        text = "|".join(f"{message['role']}:{message['content']}" for message in messages)
+        return self.encode(text + ("|assistant:" if add_generation_prompt else ""))
+
+
+class FakeEngine:
+    """Answers every prompt with `reply(request)`, one token at a time, then EOS.
+
+    Attributes:
+      stuck: answers stop after their first token and never end. error: raised after the first token.
+      queue_full: every request is refused.
+      submitted, aborted: requests and their ids, in order.
+    """
+
+    def __init__(self, reply: Callable[[Request], str] | str = "Hello world"):
+        self._reply = reply if callable(reply) else lambda request: reply
+        self.config = EngineConfig()
+        self.model_config = types.SimpleNamespace(context_length=1024, vocab_size=256)
+        self.tokenizer = FakeTokenizer()
+        self.model_name = "fake"
+        self.generation_defaults: dict = {}
+        self.is_alive = True
+        self.failure: Exception | None = None
+        self.stuck = False
+        self.queue_full = False
+        self.error: Exception | None = None
+        self.submitted: list[Request] = []
+        self.aborted: list[str] = []
+        self.closed = False
+
+    def submit(self, request: Request) -> AsyncIterator[OutputDelta]:
+        request.validate(vocab_size=256, context_length=1024, max_total_tokens=4096)
+        if self.queue_full:
+            raise QueueFull("the queue holds 1 request, its limit")
+        self.submitted.append(request)
+        return self._deltas(request)
+
+    def abort(self, rid: str) -> bool:
+        self.aborted.append(rid)
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def _deltas(self, request: Request) -> AsyncIterator[OutputDelta]:
+        max_new = request.sampling.max_new_tokens
+        reply = [*self._reply(request).encode(), EOS][: 900 if max_new is None else max_new]
+        for position in range(max(1, len(reply))):
+            for index in range(request.sampling.n):
+                yield self._delta(request, index, reply, position)
+            if self.error is not None:
+                raise self.error
+            await asyncio.sleep(3600 if self.stuck else 0)
+
+    def _delta(self, request: Request, index: int, reply: list[int], position: int) -> OutputDelta:
+        token_ids = reply[position : position + 1]
+        finish = receipt = prompt_logprobs = None
+        if position >= len(reply) - 1:
+            finish = FinishReason("stop", EOS) if EOS in token_ids else FinishReason("length")
+            receipt = Receipt(
+                prompt_tokens=len(request.input_ids), completion_tokens=len(reply), cached_tokens=2, e2e_s=0.5
+            )
+        if request.return_logprob and position == 0 and request.logprob_start_len >= 0:
+            scored = request.input_ids[request.logprob_start_len :]
+            prompt_logprobs = [_logprobs(request, token, first=i == 0) for i, token in enumerate(scored)]
+        logprobs = [_logprobs(request, token) for token in token_ids] if request.return_logprob else None
+        text = self.tokenizer.decode(token_ids)
+        return OutputDelta(request.rid, index, text, token_ids, logprobs, prompt_logprobs, finish, receipt)
+
+
+def _logprobs(request: Request, token_id: int, *, first: bool = False) -> TokenLogprobs:
+    if first:
+        return TokenLogprobs(token_id, None)
+    top = tuple((65 + i, -1.0 - i) for i in range(request.top_logprobs_num))
+    return TokenLogprobs(token_id, -0.5, top, tuple((asked, -9.0) for asked in request.token_ids_logprob))

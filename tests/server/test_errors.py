@@ -1,0 +1,144 @@
+"""Bad requests are refused with the field's name, in OpenAI's shape, and harm nobody."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import sgjax
+
+from .conftest import events_of
+from .fakes import FakeEngine
+
+HELLO = {"messages": [{"role": "user", "content": "hi"}]}
+
+BAD = [
+    ("/v1/chat/completions", {}, "messages"),
+    ("/v1/chat/completions", {"messages": []}, "messages"),
+    ("/v1/chat/completions", {"messages": "hi"}, "messages"),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+    ("/v1/chat/completions", {**HELLO, "temperature": -1}, "temperature"),
+    ("/v1/chat/completions", {**HELLO, "temperature": "0.5"}, "temperature"),
+    ("/v1/chat/completions", {**HELLO, "n": True}, "n"),
+    ("/v1/chat/completions", {**HELLO, "stop": [""]}, "stop"),
+    ("/v1/chat/completions", {**HELLO, "stop": 5}, "stop"),
+    ("/v1/chat/completions", {**HELLO, "max_tokens": 0}, "max_tokens"),
+    ("/v1/chat/completions", {**HELLO, "max_tokens": 5000}, "max_tokens"),
+    ("/v1/chat/completions", {**HELLO, "max_tokens": 2, "min_tokens": 3}, "min_tokens"),
+    ("/v1/chat/completions", {**HELLO, "top_logprobs": 2}, "return_logprob"),
+    ("/v1/chat/completions", {**HELLO, "logit_bias": {"x": 1}}, "logit_bias"),
+    ("/v1/chat/completions", {**HELLO, "tools": [{"type": "function"}]}, "tools"),
+    ("/v1/chat/completions", {**HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+    ("/v1/chat/completions", {**HELLO, "no_such_field": 1}, "no_such_field"),
+    ("/v1/chat/completions", {**HELLO, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 2000}]}, "messages"),
+    ("/v1/completions", {"prompt": ""}, "prompt"),
+    ("/v1/completions", {"prompt": []}, "prompt"),
+    ("/v1/completions", {"prompt": [[97], []]}, "prompt"),
+    ("/v1/completions", {"prompt": [97, -1]}, "prompt"),
+    ("/v1/completions", {"prompt": [97, 256], "echo": True}, "prompt"),
+    ("/v1/completions", {"prompt": ["a", 98]}, "prompt"),
+    ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
+    ("/v1/completions", {"prompt": "a", "best_of": 3}, "best_of"),
+    ("/v1/completions", {"prompt": "a", "logprobs": -1}, "logprobs"),
+    ("/v1/completions", {"prompt": "a", "stream_options": {"x": 1}}, "x"),
+    ("/generate", {}, "text"),
+    ("/generate", {"text": "a", "input_ids": [1]}, "text"),
+    ("/generate", {"text": []}, "text"),
+    ("/generate", {"input_ids": []}, "input_ids"),
+    ("/generate", {"input_ids": [[]]}, "input_ids"),
+    ("/generate", {"text": "a", "sampling_params": {"top_p": 0}}, "top_p"),
+    ("/generate", {"text": "a", "sampling_params": {"beams": 2}}, "beams"),
+    ("/generate", {"text": "a", "sampling_params": {"regex": "a+"}}, "regex"),
+    ("/generate", {"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
+    ("/generate", {"text": ["a", "b"], "rid": ["r", "r"]}, "rid"),
+    ("/generate", {"text": "a", "return_logprob": True, "logprob_start_len": 9}, "logprob_start_len"),
+    ("/generate", {"text": "a", "image_data": "x.png"}, "image_data"),
+    ("/generate", {"text": "a", "return_hidden_states": True}, "return_hidden_states"),
+]
+
+
+@pytest.mark.parametrize(("url", "body", "param"), BAD, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_refused(client, engine: FakeEngine, url: str, body: dict, param: str, stream: bool):
+    response = await client.post(url, json={**body, "stream": stream})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert error["type"] == "invalid_request_error"
+    assert param in error["message"]
+    assert {request.rid for request in engine.submitted} == set(engine.aborted)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'"text"', b"[1]", b'{"text": "\xff"}', b"[" * 100_000])
+async def test_body_that_is_no_json_object(client, content: bytes):
+    response = await client.post("/generate", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "param"),
+    [
+        ("/generate", {"text": "\ud800"}, "text"),
+        ("/generate", {"text": "a", "rid": "\ud800"}, "rid"),
+        ("/generate", {"text": "a", "\ud800": 1}, None),
+        ("/generate", {"text": "a", "sampling_params": {"\ud800": 1}}, "?"),
+        ("/v1/completions", {"prompt": "\ud800"}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+    ],
+)
+async def test_text_that_is_not_unicode(client, url: str, body: dict, param: str | None):
+    """A lone surrogate is valid JSON but no text."""
+    response = await client.post(url, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+async def test_batch_that_is_refused_in_part_leaves_nothing(client, engine: FakeEngine):
+    response = await client.post("/generate", json={"input_ids": [[1], [2], [999]], "rid": "r"})
+    assert response.status_code == 400
+    assert engine.aborted == ["r_0", "r_1"]
+
+
+async def test_queue_full(client, engine: FakeEngine):
+    engine.queue_full = True
+    response = await client.post("/generate", json={"text": "a"})
+    assert response.status_code == 429
+    assert response.headers["retry-after"]
+    assert response.json()["error"]["type"] == "rate_limit_error"
+
+
+async def test_engine_dead(client, engine: FakeEngine):
+    engine.is_alive, engine.failure = False, RuntimeError("out of memory")
+    response = await client.post("/v1/completions", json={"prompt": "a"})
+    assert response.status_code == 503
+    assert "out of memory" in response.json()["error"]["message"]
+
+
+async def test_engine_fails_on_the_way(client, engine: FakeEngine):
+    engine.error = ValueError("secret")
+    response = await client.post("/v1/completions", json={"prompt": "a", "rid": "r"})
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert engine.aborted == ["r"]
+
+
+async def test_engine_fails_on_the_way_of_a_stream(client, engine: FakeEngine):
+    engine.error = sgjax.EngineError("the engine has failed: out of memory")
+    response = await client.post("/v1/completions", json={"prompt": "a", "rid": "r", "stream": True})
+    first, last = events_of(response)
+    assert first["choices"][0]["text"] == "H"
+    assert "out of memory" in last["error"]["message"]
+    assert engine.aborted == ["r"]
+
+
+async def test_unknown_routes_and_models(client):
+    for path in ("/nothing", "/v1/models/other"):
+        response = await client.get(path)
+        assert response.status_code == 404
+        assert response.json()["error"]["type"] == "not_found_error"
+    assert (await client.get("/generate")).status_code == 405
+    assert (await client.get("/v1/models/default")).json()["id"] == "fake"
+    (model,) = (await client.get("/v1/models")).json()["data"]
+    assert (model["id"], model["max_model_len"]) == ("fake", 1024)
