@@ -51,8 +51,9 @@ class Driver:
         ]
         self.log_probs: list[list[np.ndarray]] = [[] for _ in range(self.num_rows)]
 
-    def feed(self, rows: list[np.ndarray], *, decode: bool = False, padding: int = 0) -> None:
-        """Appends `rows[s]` to row s, in one batch with `padding` tokens behind (a padding row each, when decoding)."""
+    def feed(self, rows: list[np.ndarray], *, decode: bool = False, pad_to: int = 0) -> None:
+        """Appends `rows[s]` to row s, in one batch padded to `pad_to` tokens (each a padding row, when decoding)."""
+        padding = max(0, pad_to - sum(len(row) for row in rows))
         tokens = np.concatenate([*rows, np.zeros(padding, np.int64)]).astype(np.int32)
         positions = np.concatenate(
             [start + np.arange(len(row)) for start, row in zip(self.lens, rows, strict=True)] + [np.zeros(padding)]

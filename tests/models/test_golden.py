@@ -10,6 +10,7 @@ import pytest
 GOLDEN = Path(__file__).parent.parent / "golden" / "models"
 NAMES = sorted(folder.name for folder in GOLDEN.iterdir())
 TOLERANCE = 1e-4
+CHUNK = 16
 # The second row is shorter, so that rows end at different steps.
 LENS = (72, 45)
 
@@ -30,24 +31,24 @@ def check(log_probs, expected):
 def test_prefill_in_one_batch(golden, driver):
     model, prompts, expected = golden
     d = driver(model, 2, 72)
-    d.feed(prompts, padding=11)
+    d.feed(prompts, pad_to=128)
     check(d.log_probs, expected)
 
 
 def test_prefill_in_chunks(golden, driver):
     model, prompts, expected = golden
     d = driver(model, 2, 72)
-    for start in range(0, 72, 16):
-        d.feed([prompt[start : start + 16] for prompt in prompts])
+    for start in range(0, 72, CHUNK):
+        d.feed([prompt[start : start + CHUNK] for prompt in prompts], pad_to=2 * CHUNK)
     check(d.log_probs, expected)
 
 
 def test_decode_after_prefill(golden, driver):
-    """From before the window is full until well after, one token a step; the shorter row is decoded first."""
+    """One token a step from before the window is full until well after, then a chunk, one row having ended."""
     model, prompts, expected = golden
     d = driver(model, 2, 72)
-    d.feed([prompts[0][:20], prompts[1][:20]])
-    for i in range(20, 45):
-        d.feed([prompts[0][i : i + 1], prompts[1][i : i + 1]], decode=True, padding=2)
-    d.feed([prompts[0][45:], prompts[1][:0]])
+    d.feed([prompt[:CHUNK] for prompt in prompts], pad_to=2 * CHUNK)
+    for i in range(CHUNK, 45):
+        d.feed([prompt[i : i + 1] for prompt in prompts], decode=True, pad_to=4)
+    d.feed([prompts[0][45:], prompts[1][:0]], pad_to=2 * CHUNK)
     check(d.log_probs, expected)
