@@ -117,8 +117,7 @@ class CacheManager:
         limit = len(token_ids) if max_tokens is None else min(len(token_ids), max_tokens)
         if not self.enabled or limit < self.page_size:
             return Prefix(0, [], self._tree.root)
-        key = _key(token_ids, limit - limit % self.page_size)
-        node, pages = self._tree.match(key, extra_key.encode())
+        node, pages = self._tree.match(_key(token_ids, limit), extra_key.encode())
         return Prefix(len(pages) * self.page_size, pages, node)
 
     def lock(self, prefix: Prefix) -> None:

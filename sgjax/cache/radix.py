@@ -61,6 +61,9 @@ class RadixTree:
     def match(self, key: bytes, namespace: bytes = b"") -> tuple[Node, list[int]]:
         """The longest prefix of `key` that is here, in whole pages. Changes nothing.
 
+        Args:
+          key: tokens; a page that it ends in the middle of is ignored.
+
         Returns:
           The deepest node that the prefix reaches, and the prefix's pages. It may end inside that node's edge: `lock`
           divides the edge when the prefix is really used.
@@ -256,7 +259,7 @@ class RadixTree:
     def _num_common(self, node: Node, key: bytes, position: int) -> int:
         """Whole pages that the edge shares with `key` from `position` on; the first is known to be one of them."""
         size = self.page_bytes
-        low, high = 1, min(len(node.pages), (len(key) - position) // size)
+        low, high = 1, len(node.pages)
         while low < high:
             middle = (low + high + 1) // 2
             if key.startswith(node.key[low * size : middle * size], position + low * size):
