@@ -147,7 +147,7 @@ def _from_gguf(path: Path) -> dict[str, Any]:
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type", ())
     vocabulary.add_markup(
         backend,
-        [t for t, kind in zip(tokens, types, strict=False) if kind == sentencepiece.CONTROL],
+        [t for t, kind in zip(tokens, types, strict=False) if kind in sentencepiece.SPECIAL],
         [t for t, kind in zip(tokens, types, strict=False) if kind == sentencepiece.USER_DEFINED],
     )
     ids = {

@@ -17,7 +17,8 @@ _PIECE, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE, _UNK_ID = 3, 40
 _CHARSMAP, _ADD_DUMMY_PREFIX, _REMOVE_EXTRA_WHITESPACES = 2, 3, 4
 _BPE = 2
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # GGUF's token types are the same numbers
+SPECIAL = (UNKNOWN, CONTROL)
 
 
 def read_sentencepiece(path: Path) -> Tokenizer:
@@ -55,7 +56,7 @@ def read_sentencepiece(path: Path) -> Tokenizer:
     )
     add_markup(
         tokenizer,
-        [name for name, kind in zip(names, types, strict=True) if kind in (CONTROL, UNKNOWN)],
+        [name for name, kind in zip(names, types, strict=True) if kind in SPECIAL],
         [name for name, kind in zip(names, types, strict=True) if kind == USER_DEFINED],
     )
     return tokenizer
