@@ -8,8 +8,8 @@ from collections.abc import Sequence
 class PageAllocator:
     """Hands out page ids and takes them back; O(1) per page.
 
-    Last in, first out, since a page freed a moment ago is the likeliest to be in the processor's cache; and in the order
-    in which pages were freed, so that a sequence gets runs of neighbouring pages where there are any.
+    Last in, first out, since a page freed a moment ago is the likeliest to be in the processor's cache; and in the
+    order in which pages were freed, so that a sequence gets runs of neighbouring pages where there are any.
     """
 
     def __init__(self, num_pages: int):
