@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from sgjax.config import EngineConfig
-from sgjax.models.checkpoint import open_checkpoint
+from sgjax.models.checkpoint import OrbaxFolder, open_checkpoint
 from sgjax.models.checkpoint.base import Checkpoint, CheckpointError
 from sgjax.models.config import ModelConfig, token_ids
 from sgjax.models.registry import build, read_config
@@ -66,6 +66,8 @@ def load_model(config: EngineConfig, mesh: Mesh | None = None, progress: Progres
     graphdef, specs = declare(build(model_config))
     if config.load_format == "dummy":
         params = draw_params(specs, config.random_seed, mesh)
+    elif isinstance(checkpoint, OrbaxFolder):
+        params = restore_params(specs, checkpoint, mesh, progress)
     else:
         params = load_params(specs, checkpoint, mesh, progress)
     return LoadedModel(model_config, graphdef, params, dict(checkpoint.generation_config), checkpoint.tokenizer_source)
@@ -93,6 +95,26 @@ def load_params(
         return array
 
     return jax.tree.map(load, specs)
+
+
+def restore_params(
+    specs: Params, checkpoint: OrbaxFolder, mesh: Mesh | None = None, progress: Progress | None = None
+) -> Params:
+    """The parameters of an Orbax checkpoint, which holds them folded: every device reads its own shards.
+
+    Raises:
+      CheckpointError: the checkpoint's parameters are not those declared, or cannot be read.
+    """
+    default = SingleDeviceSharding(jax.devices()[0])
+
+    def abstract(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=_sharding(spec, mesh) or default)
+
+    params = checkpoint.restore(jax.tree.map(abstract, specs))
+    if progress:
+        total = sum(spec.nbytes for spec in jax.tree.leaves(specs))
+        progress(total, total)
+    return params
 
 
 def fold(spec: ParamSpec, checkpoint: Checkpoint) -> np.ndarray:

@@ -103,6 +103,17 @@ def _tensor_entry(cursor: _Cursor, name: str) -> GGUFTensor:
     return GGUFTensor(shape, type_, offset, math.prod(shape) // block_len * block_bytes)
 
 
+def copy_metadata(source: Path, target: Path) -> None:
+    """Writes a GGUF file with `source`'s metadata, its tokenizer among it, and no tensors."""
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        cursor = _Cursor(source, data)
+        version, num_values = cursor.scalar("I", start=4), cursor.scalar("Q", start=16)
+        for _ in range(num_values):
+            cursor.string()
+            cursor.value(cursor.scalar("I"))
+        target.write_bytes(b"GGUF" + struct.pack("<IQQ", version, 0, num_values) + data[24 : cursor.position])
+
+
 class _Cursor:
     """Reads values one after the other."""
 
