@@ -1,0 +1,290 @@
+"""Scheduler, packer and cache together, on a device of numpy that notices every wrong page.
+
+The device's "model" draws the next token from a hash of all tokens before it, and reads those through the page table
+of the packed step, as attention does: a page that was shared wrongly, freed too early or listed in the wrong place
+changes the text. Every request must end, with the text that it has alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sgjax.cache.manager import CacheManager
+from sgjax.engine.core import EngineCore
+from sgjax.engine.packing import Buckets, PackedStep, Packer
+from sgjax.engine.runner import StepResult
+from sgjax.engine.scheduler import Scheduler, SchedulerLimits
+from sgjax.engine.sequence import Sequence, Status
+from sgjax.types import FinishReason, Request, SamplingParams, TokenEvent
+
+PAGE_SIZE = 4
+VOCAB_SIZE = 4
+STOP_TOKEN = 3
+MAX_PROMPT, MAX_NEW = 30, 20
+BASE_PROMPT = (0, 1, 2) * 7  # prompts begin with more or less of it: prefixes in common are what the tree is for
+
+
+def mix(state: int, token: int) -> int:
+    """The state after one more token."""
+    return (state * 6364136223846793005 + token * 1442695040888963407 + 1) % 2**61
+
+
+def next_token(state: int) -> int:
+    return (state >> 33) % VOCAB_SIZE
+
+
+def expected_output(prompt: tuple[int, ...], sampling: SamplingParams) -> list[int]:
+    """What a request gets when it is alone."""
+    state, output = 0, []
+    for token in prompt:
+        state = mix(state, token)
+    while len(output) < (sampling.max_new_tokens or 0):
+        output.append(next_token(state))
+        state = mix(state, output[-1])
+        if output[-1] in sampling.stop_token_ids and len(output) > sampling.min_new_tokens:
+            break
+    return output
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One request, before it is cut to what the pool can hold."""
+
+    num_shared: int
+    own_tokens: list[int]
+    max_new_tokens: int
+    min_new_tokens: int
+    stops: bool
+    num_samples: int
+    extra_key: str
+    priority: int
+
+
+REQUESTS = st.builds(
+    Ask,
+    num_shared=st.integers(0, len(BASE_PROMPT)),
+    own_tokens=st.lists(st.integers(0, 2), max_size=MAX_PROMPT - len(BASE_PROMPT)),
+    max_new_tokens=st.integers(0, MAX_NEW),
+    min_new_tokens=st.integers(0, 3),
+    stops=st.sampled_from([False, False, True]),
+    num_samples=st.sampled_from([1, 1, 1, 2]),
+    extra_key=st.sampled_from(["", "", "", "tenant"]),
+    priority=st.integers(0, 2),
+)
+
+
+class FakeRunner:
+    """Keeps, per token in a page, the token and the state after it. Steps run at launch, results are read later."""
+
+    def __init__(self, num_pages: int, num_slots: int):
+        self.tokens = [-1] * (num_pages * PAGE_SIZE)
+        self.states = [-1] * (num_pages * PAGE_SIZE)
+        self.last_token = [-1] * num_slots
+
+    def launch(self, step: PackedStep) -> StepResult:
+        sampled = np.zeros(len(step.slots), np.int32)
+        for row in np.flatnonzero(step.kv_lens):
+            begin, end = (int(step.q_starts[row + i]) for i in (0, 1))
+            slot = int(step.slots[row])
+            for at in range(begin, end):
+                token = self.last_token[slot] if step.decode else int(step.token_ids[at])
+                position = int(step.positions[at])
+                assert position == step.kv_lens[row] - (end - at)
+                state = self.read(step.page_table[row], position)
+                self.tokens[step.kv_index[at]], self.states[step.kv_index[at]] = token, mix(state, token)
+            state = self.read(step.page_table[row], int(step.kv_lens[row]))
+            sampled[row] = next_token(state)
+            if slot < len(self.last_token):
+                self.last_token[slot] = int(sampled[row])
+        return StepResult(sampled)
+
+    def read(self, pages: np.ndarray | list[int], kv_len: int) -> int:
+        """The state after `kv_len` tokens, every one of which must stand where the page table says."""
+        state = 0
+        for position in range(kv_len):
+            index = int(pages[position // PAGE_SIZE]) * PAGE_SIZE + position % PAGE_SIZE
+            state = mix(state, self.tokens[index])
+            assert self.states[index] == state, f"position {position} holds the KV of something else"
+        return state
+
+    def collect(self, handle: StepResult) -> StepResult:
+        return handle
+
+
+@dataclasses.dataclass
+class Client:
+    """What one sample's reader has seen."""
+
+    request: Request
+    output: list[int] = dataclasses.field(default_factory=list)
+    finish: FinishReason | None = None
+    stopped: bool = False  # from outside
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        num_pages=st.integers(2, 16),
+        max_running=st.integers(2, 6),
+        chunk_tokens=st.sampled_from([1, 3, 8, 64]),
+        prefill_rows=st.integers(1, 4),
+        policy=st.sampled_from(["lpm", "fcfs", "priority"]),
+        overlap=st.booleans(),
+        enabled=st.sampled_from([True, True, True, False]),
+    )
+    def build(self, num_pages, max_running, chunk_tokens, prefill_rows, policy, overlap, enabled):
+        context = min(num_pages * PAGE_SIZE, MAX_PROMPT + MAX_NEW)
+        self.context_length = context
+        self.now_s = 0.0
+        self.cache = CacheManager(num_pages, PAGE_SIZE, enabled)
+        limits = SchedulerLimits(
+            max_running=max_running,
+            chunk_tokens=chunk_tokens,
+            prefill_rows=prefill_rows,
+            context_length=context,
+            policy=policy,
+            aging_s=50.0,
+        )
+        self.scheduler = Scheduler(self.cache, limits, clock=lambda: self.now_s)
+        max_pages = -(-context // PAGE_SIZE)
+        buckets = Buckets.make(
+            max_running=max_running,
+            chunk_tokens=chunk_tokens,
+            prefill_rows=prefill_rows,
+            max_pages=max_pages,
+            min_pages=1,
+        )
+        packer = Packer(
+            buckets, max_running=max_running, num_pages=num_pages, page_size=PAGE_SIZE, vocab_size=VOCAB_SIZE
+        )
+        self.runner = FakeRunner(num_pages, max_running)
+        self.core = EngineCore(self.scheduler, packer, self.runner, overlap=overlap)  # type: ignore[arg-type]
+        self.clients: dict[tuple[str, int], Client] = {}
+        self.rids = itertools.count()
+
+    @rule(burst=st.lists(REQUESTS, min_size=1, max_size=6))
+    def submit(self, burst: list[Ask]):
+        for ask in burst:
+            room = self.context_length - 1
+            prompt = (*BASE_PROMPT[: min(ask.num_shared, room)], *ask.own_tokens)[:room] or (0,)
+            max_new_tokens = min(ask.max_new_tokens, self.context_length - len(prompt))
+            sampling = SamplingParams(
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min(ask.min_new_tokens, max_new_tokens),
+                stop_token_ids=(STOP_TOKEN,) if ask.stops else (),
+                temperature=0,
+                n=ask.num_samples,
+            )
+            rid = str(next(self.rids))
+            request = Request(
+                rid=rid, input_ids=prompt, sampling=sampling, extra_key=ask.extra_key, priority=ask.priority
+            )
+            capacity = self.cache.num_pages * PAGE_SIZE
+            request.validate(vocab_size=VOCAB_SIZE, context_length=self.context_length, max_total_tokens=capacity)
+            for index in range(ask.num_samples):
+                self.clients[rid, index] = Client(request)
+                seq = Sequence(
+                    request,
+                    index,
+                    seed=0,
+                    stop_ids=frozenset(sampling.stop_token_ids),
+                    context_length=self.context_length,
+                    arrival_s=self.now_s,
+                )
+                self.core.add(seq)
+
+    @rule(num_steps=st.integers(1, 12))
+    def step(self, num_steps: int):
+        for _ in range(num_steps):
+            self.one_step()
+
+    def one_step(self):
+        self.now_s += 1.0
+        self.receive(self.core.step())
+        self.accounts_add_up()
+
+    def receive(self, events: list[TokenEvent]):
+        for event in events:
+            client = self.clients[event.rid, event.index]
+            assert client.finish is None, "an event after the end"
+            client.output += event.token_ids
+            client.finish = event.finish
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), whole_request=st.booleans())
+    def stop_from_outside(self, data, whole_request: bool):
+        """An abort, or a stop string that the output processor found."""
+        rid, index = data.draw(st.sampled_from(self.live()))
+        concerned = [key for key in self.live() if key[0] == rid and (whole_request or key[1] == index)]
+        events = self.core.finish(rid, None if whole_request else index, FinishReason("abort"))
+        assert sorted((event.rid, event.index) for event in events) == sorted(concerned)
+        for key in concerned:
+            self.clients[key].stopped = True
+        self.receive(events)
+
+    @rule()
+    def flush(self):
+        self.cache.flush()
+
+    def live(self) -> list[tuple[str, int]]:
+        return [key for key, client in self.clients.items() if client.finish is None]
+
+    @rule()
+    def everybody_finishes(self):
+        """Within a bounded number of steps, with the right tokens; then nothing is held."""
+        bound = 20 + 4 * sum(
+            len(self.clients[key].request.input_ids) + MAX_NEW + self.cache.num_pages for key in self.live()
+        )
+        for _ in range(bound):
+            if not self.core.has_work:
+                break
+            self.one_step()
+        assert not self.core.has_work, f"after {bound} steps: {self.scheduler.running}, {self.scheduler.waiting}"
+        assert self.cache.num_available == self.cache.num_pages
+        assert not self.live()
+        for client in self.clients.values():
+            expected = expected_output(client.request.input_ids, client.request.sampling)
+            assert client.finish is not None
+            if client.stopped:
+                assert client.output == expected[: len(client.output)]
+                continue
+            assert client.output == expected
+            stopped = bool(expected) and expected[-1] in client.request.sampling.stop_token_ids
+            stopped = stopped and len(expected) > client.request.sampling.min_new_tokens
+            assert client.finish.kind == ("stop" if stopped else "length")
+
+    def teardown(self):
+        if hasattr(self, "core"):
+            self.everybody_finishes()
+
+    @invariant()
+    def accounts_add_up(self):
+        if not hasattr(self, "core"):
+            return
+        self.scheduler.check()
+        shared: dict[int, str] = {}
+        for seq in self.scheduler.running:
+            assert seq.status is Status.RUNNING
+            assert seq.prefix is not None
+            num_shared = len(seq.prefix.pages)
+            assert seq.pages[:num_shared] == seq.prefix.pages
+            assert seq.num_computed <= len(seq.pages) * PAGE_SIZE
+            assert seq.num_computed <= seq.num_tokens
+            for page in seq.pages[:num_shared]:
+                assert shared.setdefault(page, seq.request.extra_key) == seq.request.extra_key
+            state = 0
+            for token in seq.tokens[: seq.num_computed]:
+                state = mix(state, int(token))
+            assert self.runner.read(seq.pages, seq.num_computed) == state
+        for seq in self.scheduler.waiting:
+            assert not seq.pages
+            assert seq.slot == -1
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=50, stateful_step_count=15, deadline=None)
