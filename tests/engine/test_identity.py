@@ -46,7 +46,12 @@ VARIANTS = {
     "large-pages": {"page_size": 64},
     "fcfs": {"schedule_policy": "fcfs"},
     "preempted": {"max_total_tokens": 320, "context_length": 300},
-    "preempted-no-cache": {"max_total_tokens": 320, "context_length": 300, "disable_radix_cache": True, "chunked_prefill_size": 64},
+    "preempted-no-cache": {
+        "max_total_tokens": 320,
+        "context_length": 300,
+        "disable_radix_cache": True,
+        "chunked_prefill_size": 64,
+    },
 }
 
 
