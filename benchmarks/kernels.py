@@ -1,0 +1,140 @@
+"""Times implementations of one kernel side by side, after checking each against the reference.
+
+    python -m benchmarks.kernels paged_decode --impl xla,reference,my.py:fn
+
+A time is that of `--layers` calls, each on its own cache and fed with the output of the one before, as in a model.
+The implementations take turns, so that other load on the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sgjax.kernels import OP_NAMES, resolve
+from sgjax.kernels.cases import AttentionCase, WriteCase
+
+_MAX_CACHE_BYTES = 1 << 30
+
+
+def main() -> None:
+    args = _arguments()
+    specs = importlib.import_module(f"sgjax.kernels.{args.op}.specs")
+    device = jax.devices()[0]
+    cases = [c for c in getattr(specs, f"BENCHMARK_{device.platform.upper()}") if args.case in c.name]
+    kernels = {
+        name: getattr(resolve(f"{args.op}={name}", device.platform), args.op) for name in args.impl.split(",")
+    }
+    rows = []
+    for case in cases:
+        row: dict[str, Any] = {"case": case.name}
+        row |= {f"error_{name}": relative_error(args.op, kernel, case) for name, kernel in kernels.items()}
+        row |= {f"{name}_ms": s * 1e3 for name, s in time_kernels(kernels, case, args.layers, args.repeats).items()}
+        rows.append(row)
+        print(_line(row, kernels), flush=True)
+    result = {"op": args.op, "layers": args.layers, "jax": jax.__version__, "device": device.device_kind}
+    result |= {"machine": platform.machine(), "rows": rows}
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("op", choices=OP_NAMES)
+    parser.add_argument("--impl", default="xla", help="comma-separated: xla, reference, mosaic, file.py:function")
+    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", help="JSON file for the results")
+    return parser.parse_args()
+
+
+def relative_error(op: str, kernel: Callable[..., Any], case: AttentionCase | WriteCase) -> float:
+    """||out - reference|| / ||reference||, both from the same inputs; NaN anywhere gives NaN."""
+    reference = getattr(resolve("*=reference", "cpu"), op)
+    args = case.make(seed=1)
+    out = jax.tree.leaves(jax.jit(lambda *a: kernel(*a, **case.kwargs))(*args))
+    expected = jax.tree.leaves(jax.jit(lambda *a: reference(*a, **case.kwargs))(*args))
+    difference = sum(float(_norm(a.astype(jnp.float32) - b.astype(jnp.float32))) for a, b in zip(out, expected))
+    return difference / max(sum(float(_norm(b)) for b in expected), 1e-30)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(x.astype(jnp.float32).ravel())
+
+
+def time_kernels(
+    kernels: dict[str, Callable[..., Any]], case: AttentionCase | WriteCase, layers: int, repeats: int
+) -> dict[str, float]:
+    """Median seconds of `layers` calls per kernel."""
+    make = _decode_step if isinstance(case, AttentionCase) else _write_step
+    steps = {name: make(kernel, case, layers) for name, kernel in kernels.items()}
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repeat >= 2:  # The first two compile and warm up.
+                samples[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _caches(case: AttentionCase | WriteCase, layers: int) -> list[tuple[jax.Array, jax.Array]]:
+    """One cache per layer, or as many as fit in `_MAX_CACHE_BYTES`, in turn."""
+    first, second = (1, 2) if isinstance(case, AttentionCase) else (0, 1)
+    args = case.make()
+    distinct = max(1, min(layers, _MAX_CACHE_BYTES // (2 * args[first].nbytes)))
+    copies = [(args[first] + 0, args[second] + 0) for _ in range(distinct)]
+    return [copies[i % distinct] for i in range(layers)]
+
+
+def _decode_step(kernel: Callable[..., Any], case: AttentionCase, layers: int) -> Callable[[], None]:
+    q, _, _, *rest = case.make()
+    caches = _caches(case, layers)
+
+    @jax.jit
+    def step(q, caches, rest):
+        page_table, *rest = rest
+        for k_cache, v_cache in caches:
+            q = q + kernel(q, k_cache, v_cache, page_table, *rest, **case.kwargs)
+            # In a model a layer's cache depends on the layer before. Without that XLA gathers every layer's pages first.
+            page_table = page_table + jnp.isinf(q[0, 0, 0, 0]).astype(jnp.int32)
+        return q
+
+    return lambda: jax.block_until_ready(step(q, caches, rest))
+
+
+def _write_step(kernel: Callable[..., Any], case: WriteCase, layers: int) -> Callable[[], None]:
+    _, _, k, v, kv_index = case.make()
+    distinct = {id(cache[0]): cache for cache in _caches(case, layers)}
+    state = [list(distinct.values())]
+
+    def step(caches, k, v, kv_index):
+        return [kernel(k_cache, v_cache, k, v, kv_index) for k_cache, v_cache in caches]
+
+    jitted = jax.jit(step, donate_argnums=0)
+
+    def run() -> None:
+        state[0] = jax.block_until_ready(jitted(state[0], k, v, kv_index))
+
+    return run
+
+
+def _line(row: dict[str, Any], kernels: dict[str, Any]) -> str:
+    times = "  ".join(f"{name} {row[f'{name}_ms']:8.2f} ms (error {row[f'error_{name}']:.1e})" for name in kernels)
+    return f"{row['case']:40s} {times}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Cases of `paged_decode`."""
+
+from sgjax.kernels.cases import AttentionCase as Case
+
+PARITY = (
+    Case(kv_lens=(1,)),
+    Case(kv_lens=(40, 0, 16, 17, 1, 130)),
+    Case(kv_lens=(40, 0, 16, 17, 1, 130), dtype="float32"),
+    Case(kv_lens=(5, 300, 0, 64), page_size=64, num_kv_heads=3, group=3, max_pages=16, note="paddedP"),
+    Case(kv_lens=(100, 33), page_size=32, num_kv_heads=1, group=8, head_dim=128, dtype="float32"),
+    Case(kv_lens=(129, 300), page_size=128, num_kv_heads=2, group=1, head_dim=128),
+    Case(kv_lens=(70, 3, 0, 200), window=5),
+    Case(kv_lens=(70, 3, 0, 200), window=64, dtype="float32"),
+    Case(kv_lens=(70, 3, 0, 200), soft_cap=3.0),
+    Case(kv_lens=(600, 513, 1), window=100, soft_cap=2.0, num_kv_heads=3, group=3),
+    Case(kv_lens=(0, 0)),
+)
+
+# Steps of SmolLM2-135M on a CPU.
+_smollm = dict(num_kv_heads=3, group=3)
+BENCHMARK_CPU = tuple(
+    Case(kv_lens=(kv_len,) * rows, **_smollm) for kv_len in (256, 512, 1100) for rows in (4, 16, 64)
+) + (Case(kv_lens=tuple(100 + 60 * i for i in range(16)), **_smollm),)
+
+# Steps of Llama-3.1-8B on a GPU.
+BENCHMARK_GPU = tuple(
+    Case(kv_lens=(kv_len,) * rows, num_kv_heads=8, group=4, head_dim=128, page_size=64)
+    for rows, kv_len in ((1, 2048), (8, 2048), (64, 2048), (256, 1024))
+)
