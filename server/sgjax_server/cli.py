@@ -1,19 +1,19 @@
-"""The `sgjax` command. Each subcommand imports what it needs when it runs: `sgjax --help` loads neither jax nor HTTP."""
+"""The `sgjax` command. Subcommands import jax and the HTTP stack when they run, so that `--help` is instant."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-import sgjax.config
 from sgjax_server.commands import doctor, generate, models, serve
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; the chosen one's function is in `run`."""
     parser = argparse.ArgumentParser(prog="sgjax", description="Serve and run language models with JAX.")
-    parser.add_argument("--version", action="version", version=f"sgjax {_version()}")
+    parser.add_argument("--version", action="version", version=f"sgjax {importlib.metadata.version('sgjax')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (serve, generate, models, doctor):
         module.add_command(commands)
@@ -31,9 +31,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has enough (`sgjax generate | head`); nothing more may be written, at exit either.
         sys.stdout = None
         return 1
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version("sgjax")

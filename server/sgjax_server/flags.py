@@ -26,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type, title: str, h
         if help_text is None:
             continue
         options = _value_options(hints[field.name])
-        if "default" not in help_text and field.default not in (None, False, ()):
+        if "default" not in help_text and not (field.default is None or field.default is False or field.default == ()):
             help_text += f" (default: {field.default})"
         group.add_argument(
             _flag(field.name),
@@ -117,8 +117,9 @@ class _RefuseSglangFlag(argparse.Action):
         flag: _SglangFlag = self.const
         given = "" if flag.is_switch else str(values)
         if given not in flag.neutral:
-            hint = f": {flag.instead}" if flag.instead else ""
-            parser.error(f"argument {option_string}: sgjax does not support {f'{given} for ' if given else ''}this SGLang flag{hint}")
+            only = f" (only {flag.neutral[0]})" if any(flag.neutral) else ""
+            hint = f"; {flag.instead}" if flag.instead else ""
+            parser.error(f"argument {option_string}: a flag of SGLang that sgjax does not support{only}{hint}")
 
 
 def add_sglang_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from sgjax_server.errors import ApiError
@@ -19,17 +20,17 @@ class EngineHost:
     """Holds the engine of one server process.
 
     Attributes:
-      load_error: why loading failed, else None.
+      loaded: done when the engine is there or could not be made.
     """
 
     def __init__(self, engine: Engine | None = None):
-        self._engine = engine
-        self._thread: threading.Thread | None = None
+        self.loaded: Future[Engine] = Future()
         self._stage = ("starting", 0.0)
-        self.load_error: BaseException | None = None
+        if engine is not None:
+            self.loaded.set_result(engine)
 
-    def start(self, load: Callable[[Progress], Engine], on_progress: Progress, on_done: Callable[[], None]) -> None:
-        """Loads the engine in a thread; `on_done` is called there, whether it worked or not."""
+    def start(self, load: Callable[[Progress], Engine], on_progress: Progress) -> None:
+        """Loads the engine in a thread, with `load(report)`."""
 
         def report(stage: str, fraction: float) -> None:
             self._stage = (stage, fraction)
@@ -37,17 +38,11 @@ class EngineHost:
 
         def run() -> None:
             try:
-                self._engine = load(report)
+                self.loaded.set_result(load(report))
             except BaseException as error:
-                self.load_error = error
-            on_done()
+                self.loaded.set_exception(error)
 
-        self._thread = threading.Thread(target=run, name="engine-load", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_loading(self) -> bool:
-        return self._engine is None and self.load_error is None
+        threading.Thread(target=run, name="engine-load", daemon=True).start()
 
     @property
     def engine(self) -> Engine:
@@ -56,23 +51,25 @@ class EngineHost:
         Raises:
           ApiError: 503, while it is loading and after it has failed.
         """
-        if self._engine is None:
-            raise ApiError(503, f"the model is loading: {self._stage[0]}", code="loading")
-        if not self._engine.is_alive:
-            raise ApiError(503, f"the engine has failed: {self._engine.failure}", code="engine_failed")
-        return self._engine
+        status = self.status()
+        if status["status"] == "ready":
+            return self.loaded.result()
+        if status["status"] == "loading":
+            raise ApiError(503, f"the model is loading: {status['stage']}", code="loading")
+        raise ApiError(503, f"the engine has failed: {status['message']}", code="engine_failed")
 
     def status(self) -> dict[str, Any]:
         """What `/health` reports; its `status` is "ready", "loading" or "failed"."""
-        if self._engine is None:
-            if self.load_error is not None:
-                return {"status": "failed", "message": str(self.load_error)}
+        if not self.loaded.done():
             stage, fraction = self._stage
             return {"status": "loading", "stage": stage, "progress": round(fraction, 3)}
-        if not self._engine.is_alive:
-            return {"status": "failed", "message": str(self._engine.failure)}
+        if (error := self.loaded.exception()) is not None:
+            return {"status": "failed", "message": str(error)}
+        engine = self.loaded.result()
+        if not engine.is_alive:
+            return {"status": "failed", "message": str(engine.failure or "it was closed")}
         return {"status": "ready"}
 
     def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
+        if self.loaded.done() and self.loaded.exception() is None:
+            self.loaded.result().close()

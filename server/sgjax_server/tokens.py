@@ -40,7 +40,7 @@ class TokenTexts:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """How byte-level BPE spells bytes (GPT-2's bytes_to_unicode): printable ones as themselves, others from U+0100 on."""
+    """How byte-level BPE spells bytes (GPT-2's bytes_to_unicode): printable ones as such, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

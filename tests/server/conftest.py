@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-from .fakes import FakeEngine
-
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
+
+from .fakes import FakeEngine
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ class FakeTokenizer:
     def id_to_token(self, token_id: int) -> str:
         return f"<0x{token_id:02X}>"
 
-    def encode_chat(self, messages, *, add_generation_prompt: bool, continue_final_message: bool, **kwargs):
+    def encode_chat(self, messages, *, add_generation_prompt=True, continue_final_message=False, **kwargs):
         if not all(isinstance(message.get("content"), str) for message in messages):
             raise RequestError("messages", "only text")
         text = "|".join(f"{message['role']}:{message['content']}" for message in messages)

@@ -62,7 +62,13 @@ async def test_echo_alone_computes_only_the_prompt(client):
 
 
 async def test_stream_of_a_batch(client):
-    body = {"prompt": ["a", "bc"], "stream": True, "echo": True, "logprobs": 0, "stream_options": {"include_usage": True}}
+    body = {
+        "prompt": ["a", "bc"],
+        "stream": True,
+        "echo": True,
+        "logprobs": 0,
+        "stream_options": {"include_usage": True},
+    }
     *events, last = events_of(await client.post(URL, json=body))
     for index, prompt in enumerate(["a", "bc"]):
         choices = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]

@@ -48,7 +48,7 @@ def _request(body: ChatCompletionRequest, input_ids: list[int], context: Context
     return Request(
         rid=body.rid or f"chatcmpl-{uuid.uuid4().hex}",
         input_ids=tuple(input_ids),
-        sampling=body.sampling(context.engine.generation_defaults, body.max_new_tokens),
+        sampling=body.sampling(context.sampling_defaults, body.max_new_tokens),
         return_logprob=bool(body.logprobs),
         top_logprobs_num=body.top_logprobs or 0,
         priority=body.priority or 0,

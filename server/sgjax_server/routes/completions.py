@@ -45,9 +45,7 @@ async def completions(body: CompletionRequest, context: ContextDep) -> Response:
 async def _prompts(body: CompletionRequest, context: Context) -> list[tuple[str, list[int]]]:
     """Text and token ids of each prompt."""
     prompt: Any = body.prompt
-    if isinstance(prompt, str):
-        prompt = [prompt]
-    elif prompt and isinstance(prompt[0], int):
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         prompt = [prompt]
     if not prompt:
         raise RequestError("prompt", "is empty")
@@ -64,7 +62,7 @@ def _decoded(ids: Sequence[int], context: Context) -> str:
 
 def _requests(body: CompletionRequest, prompt_ids: Sequence[Sequence[int]], context: Context) -> list[Request]:
     rid = body.rid or f"cmpl-{uuid.uuid4().hex}"
-    sampling = body.sampling(context.engine.generation_defaults, body.max_tokens)
+    sampling = body.sampling(context.sampling_defaults, body.max_tokens)
     wants_logprobs = body.logprobs is not None
     return [
         Request(

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
+from sgjax_server.sampling_defaults import sampling_defaults
 from sgjax_server.tokens import TokenTexts
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class Context:
         self.model_name: str = state.config.served_model_name or self.engine.model_name
         self.started_s: int = state.started_s
         self.receive = request.receive
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        return sampling_defaults(self.engine.generation_defaults)
 
     @property
     def token_texts(self) -> TokenTexts:

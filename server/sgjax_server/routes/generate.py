@@ -28,9 +28,7 @@ async def generate(body: GenerateRequest, context: ContextDep) -> Response:
         return sse.EventStream(_events(call, form, context.stream_interval, is_single=is_single), call.close)
     results = await finished(call, context.receive)
     answers = [
-        form.answer(request, sample)
-        for request, samples in zip(requests, results, strict=True)
-        for sample in samples
+        form.answer(request, sample) for request, samples in zip(requests, results, strict=True) for sample in samples
     ]
     return json_response(answers[0] if is_single else answers)
 
@@ -40,9 +38,7 @@ async def _events(call: Call, form: _Format, interval: int, *, is_single: bool) 
     samples: dict[tuple[int, int], GenerateOutput] = {}
     async for number, delta in call.deltas(interval):
         request = call.requests[number]
-        sample = samples.setdefault(
-            (number, delta.index), GenerateOutput(request.rid, delta.index, request.input_ids)
-        )
+        sample = samples.setdefault((number, delta.index), GenerateOutput(request.rid, delta.index, request.input_ids))
         sample.add(delta)
         answer = form.answer(request, sample)
         if not is_single:

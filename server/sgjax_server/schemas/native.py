@@ -9,6 +9,7 @@ from typing import Any
 from sgjax.types import Request, RequestError, SamplingParams
 from sgjax_server.schemas.common import ApiModel, RequestId, namespace
 
+
 class GenerateRequest(ApiModel):
     """A prompt or a batch of prompts, as text or token ids. In a batch, most fields may be a list, one item each."""
 

@@ -1,0 +1,124 @@
+"""`sgjax serve`: the HTTP service."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from concurrent.futures import Future
+
+from sgjax.config import EngineConfig
+from sgjax_server.commands.loading import add_engine_flags, explain, load_engine
+from sgjax_server.config import ServerConfig
+from sgjax_server.flags import add_flags, from_flags
+from sgjax_server.progress import ProgressLine
+
+# A stream that is still going when the server is told to stop gets this long.
+_SHUTDOWN_S = 5
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "serve", help="serve a model over HTTP", allow_abbrev=False, usage="sgjax serve [FLAGS]"
+    )
+    add_flags(parser, ServerConfig, "server")
+    add_engine_flags(parser)
+    parser.set_defaults(run=functools.partial(_run, parser))
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    server_config = from_flags(parser, ServerConfig, args)
+    engine_config = from_flags(parser, EngineConfig, args)
+    try:
+        listener = _listen(server_config)
+    except OSError as error:
+        parser.error(f"cannot listen on {server_config.host}:{server_config.port}: {error.strerror or error}")
+    return serve(engine_config, server_config, listener)
+
+
+def serve(engine_config: EngineConfig, config: ServerConfig, listener: socket.socket) -> int:
+    """Serves until a signal says stop; gives the exit status. The engine loads while the port already answers."""
+    started_s = time.monotonic()
+    _set_up_logging(config)
+    # Engine first: its thread loads and compiles while this one imports the HTTP stack.
+    from sgjax_server.host import EngineHost
+
+    progress = ProgressLine()
+    host = EngineHost()
+    host.start(functools.partial(load_engine, engine_config), progress)
+
+    import uvicorn
+
+    from sgjax_server.app import create_app
+
+    debug = config.log_level == "debug"
+    options = uvicorn.Config(
+        create_app(host, config),
+        log_config=None,
+        access_log=debug,
+        ws="none",
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        server_header=False,
+    )
+    server = uvicorn.Server(options)
+
+    def on_loaded(loaded: Future) -> None:
+        progress.close()
+        if loaded.exception() is None:
+            print(_ready_line(listener, config, loaded.result().model_name, time.monotonic() - started_s), flush=True)
+        else:
+            server.should_exit = True
+
+    host.loaded.add_done_callback(on_loaded)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        progress.close()
+        if not host.loaded.done():
+            # The loading thread may be inside the compiler, which an ordinary exit of the interpreter would crash.
+            sys.stderr.flush()
+            os._exit(130)
+    if (error := host.loaded.exception()) is not None:
+        explain(error)
+        return 1
+    return 0
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    """A bound socket. It is made before anything is loaded, so that a taken port is noticed at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _ready_line(listener: socket.socket, config: ServerConfig, model_name: str, seconds: float) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    url = f"http://{host}:{port}"
+    body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    name = config.served_model_name or model_name
+    return (
+        f"sgjax serves {name} at {url} after {seconds:.1f} s. Try: "
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+def _set_up_logging(config: ServerConfig) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    level = config.log_level.upper()
+    for name in ("sgjax", "sgjax_server"):
+        logging.getLogger(name).setLevel(level)
+    # Uvicorn's own "info" lines repeat what the ready line says.
+    logging.getLogger("uvicorn").setLevel(level if config.log_level in ("debug", "error") else "WARNING")
