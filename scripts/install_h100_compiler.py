@@ -2,10 +2,10 @@
 
     python scripts/install_h100_compiler.py build/h100
 
-The packages are the dependency group `h100` of pyproject.toml, about 264 MB, installed without their dependencies (which
-would be the whole of CUDA) and outside the environment (where jax would try to use them as a GPU plugin). A folder that
-is already there is kept. A failure is written to `FOLDER.unavailable`, which tests give as their reason to skip; it is no
-error of this script.
+The packages are the dependency group `h100` of pyproject.toml, about 264 MB, installed without their dependencies
+(which would be the whole of CUDA) and outside the environment (where jax would try to use them as a GPU plugin). A
+folder that is already there is kept. A failure is written to `FOLDER.unavailable`, which tests give as their reason to
+skip; it is no error of this script.
 """
 
 from __future__ import annotations

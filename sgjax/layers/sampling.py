@@ -1,8 +1,8 @@
 """From logits to tokens and log-probabilities: pure functions for use inside a jitted step.
 
-Every setting is an array with one entry per row, so one compiled function serves any mixture of requests. All randomness
-comes from a counter-based generator keyed by (seed, position) of the row: a draw never depends on the neighbours, the
-batch size or the step at which it happens.
+Every setting is an array with one entry per row, so one compiled function serves any mixture of requests. All
+randomness comes from a counter-based generator keyed by (seed, position) of the row: a draw never depends on the
+neighbours, the batch size or the step at which it happens.
 
 The vocabulary is looked at in blocks of `_BLOCK` ids. A filter then needs no sort: it finds its threshold by bisection
 over the bits of a float, first among the blocks with the largest maxima, and over the whole row only where those do not
@@ -50,8 +50,8 @@ class SamplingRows:
 def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
     """Chooses a token per row.
 
-    The order is SGLang's: temperature, top_k, top_p of what top_k kept (renormalised), min_p relative to the most likely
-    token. Tokens that tie with the last one kept are kept too. Masses are float32 sums.
+    The order is SGLang's: temperature, top_k, top_p of what top_k kept (renormalised), min_p relative to the most
+    likely token. Tokens that tie with the last one kept are kept too. Masses are float32 sums.
 
     Args:
       logits: float32 (S, V); -inf forbids a token. A row of nothing but -inf gives token 0.
@@ -109,7 +109,7 @@ def _take(blocks: jax.Array, block: jax.Array) -> jax.Array:
 
 
 def _weights(logits: jax.Array, temperature: jax.Array) -> jax.Array:
-    """Probabilities relative to the most likely token's, which is 1. The shift comes first: no temperature overflows."""
+    """Probabilities relative to the most likely token's, which is 1. Shifted first, so that no temperature overflows."""
     shifted = logits - logits.max(-1, keepdims=True)
     return jnp.exp(shifted / temperature[:, None])
 
@@ -219,7 +219,11 @@ class PenaltyRows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenCounts:
-    """What each running sequence has seen, kept on the device by slot: output_counts int16, in_prompt bool (slots, V)."""
+    """What each running sequence has seen, kept on the device by slot.
+
+    Attributes:
+      output_counts: int16 (slots, V). in_prompt: bool (slots, V).
+    """
 
     output_counts: jax.Array
     in_prompt: jax.Array
@@ -259,8 +263,8 @@ def count_tokens(
 def adjust(logits: jax.Array, penalties: PenaltyRows, counts: TokenCounts) -> jax.Array:
     """Applies penalties, bias and blocked ids, in this order, to logits (S, V) with the counts of the same rows.
 
-    Repetition divides positive and multiplies negative logits of tokens in prompt or output (CTRL, arXiv:1909.05858, as in
-    transformers). Frequency and presence subtract, per occurrence and once, for tokens in the output (OpenAI's).
+    Repetition divides positive and multiplies negative logits of tokens in prompt or output (CTRL, arXiv:1909.05858,
+    as in transformers). Frequency and presence subtract, per occurrence and once, for tokens in the output (OpenAI's).
     """
     seen = counts.in_prompt | (counts.output_counts > 0)
     repetition = penalties.repetition[:, None]
