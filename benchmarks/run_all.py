@@ -82,7 +82,6 @@ def run(only: list[str], runs: int, folder: Path, serve_flags: list[str]) -> dic
             with ServerProcess(flags, log) as server:
                 warm.append(server.first_answer_s)
                 _report(f"warm start: {warm[-1]:.1f} s to the first answer")
-                server.wait_until_idle()
     except BaseException:
         _report(log.read_text(errors="replace")[-4000:] if log.exists() else "no server log")
         raise

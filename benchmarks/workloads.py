@@ -8,13 +8,13 @@ Prompts are random token ids, fresh in every run, so that no cache of an earlier
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import uvloop
 
 from benchmarks.load import Client, Load, closed_loop
 
@@ -100,7 +100,7 @@ def measure(client: Client, names: Sequence[str], runs: int, report: Callable[[s
     found: dict[str, list[Figures]] = {name: [] for name in names}
     for run in range(runs + 1):
         for name in names:
-            figures = asyncio.run(WORKLOADS[name](client, Prompts()))
+            figures = uvloop.run(WORKLOADS[name](client, Prompts()))
             if run:
                 found[name].append(figures)
             report(f"{'warm-up' if not run else f'run {run}'} {name}: {_short(figures)}")
