@@ -109,7 +109,7 @@ def _take(blocks: jax.Array, block: jax.Array) -> jax.Array:
 
 
 def _weights(logits: jax.Array, temperature: jax.Array) -> jax.Array:
-    """Probabilities relative to the most likely token's, which is 1. Shifted first, so that no temperature overflows."""
+    """Probabilities relative to the most likely token's, which is 1. Shifted first, lest a temperature overflow."""
     shifted = logits - logits.max(-1, keepdims=True)
     return jnp.exp(shifted / temperature[:, None])
 
