@@ -11,7 +11,7 @@ from sgjax.models.checkpoint.base import CheckpointError
 from sgjax.models.checkpoint.embedded import Progress, fetch_embedded
 
 EMBEDDED = "embedded"
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?")
 _SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 # Copies of the weights that some repositories hold besides, in other formats or under other names.
 _UNUSED_FILES = ("original/*", "consolidated*", "onnx/*", "*/*.safetensors")
