@@ -49,12 +49,14 @@ class EngineLoop:
         """Queues a validated request; its deltas arrive at the handle.
 
         Raises:
-          RequestError: the rid is in use. QueueFull: too many wait and `bounded`. EngineError: the engine is down.
+          RequestError: the rid is in use, or a stop_regex is bad. QueueFull: too many wait and `bounded`.
+          EngineError: the engine is down.
         """
         handle = RequestHandle(request, loop)
+        streams = self._outputs.open_streams(request)
 
         def start() -> None:
-            self._outputs.add(handle)
+            self._outputs.add(handle, streams)
             for seq in sequences:
                 self._core.add(seq)
 

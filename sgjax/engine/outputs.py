@@ -8,7 +8,7 @@ import queue
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 from sgjax.text import TextStream, Tokenizer
-from sgjax.types import FinishReason, OutputDelta, Request, TokenEvent
+from sgjax.types import FinishReason, OutputDelta, Request, RequestError, TokenEvent
 
 
 class EngineError(RuntimeError):
@@ -65,11 +65,18 @@ class OutputProcessor:
     def __contains__(self, rid: str) -> bool:
         return rid in self._handles
 
-    def add(self, handle: RequestHandle) -> None:
-        request = handle.request
-        self._handles[request.rid] = handle
-        for index in range(request.sampling.n):
-            self._streams[request.rid, index] = TextStream(self._tokenizer, request.sampling)
+    def open_streams(self, request: Request) -> list[TextStream]:
+        """One stream per sample, for `add`. Any thread may call it, so that what it refuses reaches the caller.
+
+        Raises:
+          RequestError: a stop_regex that the matcher cannot compile.
+        """
+        return [TextStream(self._tokenizer, request.sampling) for _ in range(request.sampling.n)]
+
+    def add(self, handle: RequestHandle, streams: Iterable[TextStream]) -> None:
+        self._handles[handle.request.rid] = handle
+        for index, stream in enumerate(streams):
+            self._streams[handle.request.rid, index] = stream
 
     def process(self, events: Iterable[TokenEvent]) -> None:
         """Delivers one step's events: to plain threads at once, to each event loop in a single call."""
@@ -89,22 +96,29 @@ class OutputProcessor:
             _call_in(loop, _put_all, items)
 
     def _delta(self, event: TokenEvent, request: Request) -> OutputDelta:
-        stream = self._streams[event.rid, event.index]
         finish, receipt = event.finish, event.receipt
-        token_ids = event.token_ids
+        try:
+            text, matched = self._text(event, request)
+            ending = None if matched is None else FinishReason("stop", matched=matched)
+        except RequestError as error:  # a stop_regex that takes too long ends its request, not the engine
+            text, ending = "", FinishReason("abort", message=str(error))
+        if ending is not None:
+            if finish is None:
+                receipt = self._finish(event.rid, event.index, ending)[0].receipt
+            finish = ending
+        return OutputDelta(
+            event.rid, event.index, text, event.token_ids, event.logprobs, event.prompt_logprobs, finish, receipt
+        )
+
+    def _text(self, event: TokenEvent, request: Request) -> tuple[str, str | None]:
+        """What the event's tokens add to the text, and the stop that they completed."""
+        stream = self._streams[event.rid, event.index]
+        finish, token_ids = event.finish, event.token_ids
         by_token = finish is not None and finish.kind == "stop" and not request.sampling.no_stop_trim
         text = stream.push(token_ids[:-1] if by_token else token_ids)
-        if stream.matched is not None:
-            if finish is None:
-                receipt = self._finish(event.rid, event.index, FinishReason("stop", stream.matched))[0].receipt
-            finish = FinishReason("stop", matched=stream.matched)
-        elif finish is not None:
+        if finish is not None:
             text += stream.finish()
-            if stream.matched is not None:
-                finish = FinishReason("stop", matched=stream.matched)
-        return OutputDelta(
-            event.rid, event.index, text, token_ids, event.logprobs, event.prompt_logprobs, finish, receipt
-        )
+        return text, stream.matched
 
     def fail(self, error: EngineError) -> None:
         """Every open request gets the error."""
