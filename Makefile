@@ -46,7 +46,7 @@ clean:
 
 # The stamps live in .venv, so that deleting it is always a fresh start. Installed in place: an edit is live.
 .venv/bin/python:
-	@python=$$(bash scripts/find_python.sh); echo "sgjax: making .venv with $$python"; $$python -m venv .venv
+	@python=$$(bash scripts/find_python.sh); echo "sgjax: making .venv with $$python"; $$python -m venv --upgrade-deps .venv
 
 $(SERVE_READY): pyproject.toml | .venv/bin/python
 	@echo "sgjax: installing (first time: some 200 MB of packages)"
