@@ -38,7 +38,8 @@ def alone(tiny_settings, prompts) -> list[list[int]]:
         return [engine.generate(input_ids=prompt, sampling_params=GREEDY).output_ids for prompt in prompts]
 
 
-VARIANTS = {
+SMALL_POOL = {"max_total_tokens": 320, "context_length": 300}
+VARIANTS: dict[str, dict] = {
     "crowd": {},
     "no-cache": {"disable_radix_cache": True},
     "small-chunks": {"chunked_prefill_size": 32},

@@ -62,6 +62,7 @@ class Ask:
     min_new_tokens: int
     stops: bool
     num_samples: int
+    prompt_logprobs: bool
     extra_key: str
     priority: int
 
@@ -74,6 +75,7 @@ REQUESTS = st.builds(
     min_new_tokens=st.integers(0, 3),
     stops=st.sampled_from([False, False, True]),
     num_samples=st.sampled_from([1, 1, 1, 2]),
+    prompt_logprobs=st.sampled_from([False, False, False, True]),  # they forbid hits, so that pages come twice
     extra_key=st.sampled_from(["", "", "", "tenant"]),
     priority=st.integers(0, 2),
 )
@@ -91,6 +93,7 @@ class FakeRunner:
         sampled = np.zeros(len(step.slots), np.int32)
         for row in np.flatnonzero(step.kv_lens):
             begin, end = (int(step.q_starts[row + i]) for i in (0, 1))
+            assert begin < end, "a row without a token has no logits"
             slot = int(step.slots[row])
             for at in range(begin, end):
                 token = self.last_token[slot] if step.decode else int(step.token_ids[at])
@@ -182,7 +185,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             rid = str(next(self.rids))
             request = Request(
-                rid=rid, input_ids=prompt, sampling=sampling, extra_key=ask.extra_key, priority=ask.priority
+                rid=rid,
+                input_ids=prompt,
+                sampling=sampling,
+                return_logprob=ask.prompt_logprobs,
+                logprob_start_len=0 if ask.prompt_logprobs else -1,
+                extra_key=ask.extra_key,
+                priority=ask.priority,
             )
             capacity = self.cache.num_pages * PAGE_SIZE
             request.validate(vocab_size=VOCAB_SIZE, context_length=self.context_length, max_total_tokens=capacity)

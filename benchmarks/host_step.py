@@ -1,0 +1,94 @@
+"""Times what the host does for one decode step: schedule, pack, commit, without a device.
+
+    python -m benchmarks.host_step [--rows 256] [--out benchmarks/results/host_step.json]
+
+Every figure is a median over steps, in microseconds. Sequences cross page borders as they do when serving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.radix import git_commit, processor_name
+from sgjax.cache.manager import CacheManager
+from sgjax.engine.packing import Buckets, Packer
+from sgjax.engine.scheduler import Scheduler, SchedulerLimits
+from sgjax.engine.sequence import Sequence
+from sgjax.types import Request, SamplingParams
+
+PAGE_SIZE = 16
+CONTEXT = 8192
+PROMPT_TOKENS = 512
+VOCAB_SIZE = 128_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=256, help="running sequences")
+    parser.add_argument("--steps", type=int, default=300, help="measured decode steps")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    args = parser.parse_args()
+    figures = measure(args.rows, args.steps)
+    result = {
+        "machine": platform.machine(),
+        "processor": processor_name(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "commit": git_commit(),
+        "rows": args.rows,
+        "figures_us": figures,
+    }
+    for name, figure in figures.items():
+        print(f"{name:10} {figure:8.0f} us")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(num_rows: int, num_steps: int) -> dict[str, float]:
+    num_pages = num_rows * (PROMPT_TOKENS + num_steps + 64) // PAGE_SIZE + num_rows
+    limits = SchedulerLimits(max_running=num_rows, chunk_tokens=8192, prefill_rows=64, context_length=CONTEXT)
+    scheduler = Scheduler(CacheManager(num_pages, PAGE_SIZE), limits)
+    buckets = Buckets.make(
+        max_running=num_rows, chunk_tokens=8192, prefill_rows=64, max_pages=CONTEXT // PAGE_SIZE, min_pages=64
+    )
+    packer = Packer(buckets, max_running=num_rows, num_pages=num_pages, page_size=PAGE_SIZE, vocab_size=VOCAB_SIZE)
+    rng = np.random.default_rng(0)
+    for i in range(num_rows):
+        request = Request(
+            rid=str(i),
+            # Lengths differ, so that page borders are crossed by some rows at every step.
+            input_ids=tuple(rng.integers(0, VOCAB_SIZE, PROMPT_TOKENS + i % PAGE_SIZE).tolist()),
+            sampling=SamplingParams(max_new_tokens=num_steps + 32, seed=i),
+        )
+        scheduler.add(Sequence(request, 0, seed=i, stop_ids=frozenset({2}), context_length=CONTEXT, arrival_s=0.0))
+    while scheduler.waiting or not all(seq.prefilled for seq in scheduler.running):
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.commit(batch, [5] * len(batch.rows))
+    times: dict[str, list[float]] = {"schedule": [], "pack": [], "commit": []}
+    tokens = [7] * num_rows
+    for _ in range(num_steps):
+        start = time.perf_counter()
+        batch = scheduler.schedule()
+        scheduled = time.perf_counter()
+        assert batch is not None
+        assert len(batch.rows) == num_rows
+        packer.pack(batch)
+        packed = time.perf_counter()
+        scheduler.commit(batch, tokens)
+        end = time.perf_counter()
+        for name, seconds in zip(times, (scheduled - start, packed - scheduled, end - packed), strict=True):
+            times[name].append(seconds * 1e6)
+    figures = {name: statistics.median(values) for name, values in times.items()}
+    return {**figures, "together": sum(figures.values())}
+
+
+if __name__ == "__main__":
+    main()
