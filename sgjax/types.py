@@ -7,7 +7,6 @@ re-checked inside the engine, and what fails names the field (`RequestError.fiel
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -16,6 +15,12 @@ MAX_LOGIT_BIAS = 320
 MAX_STOP_TOKENS = 32
 MAX_TOP_LOGPROBS = 32
 MAX_LOGPROB_TOKENS = 128
+MAX_SAMPLES = 1024
+# Counts beyond these ranges do not survive the device's int32 and float32. Clients do send top_k 2**30.
+MAX_COUNT = 2**30
+MAX_BIAS = 1e30
+# Below this a temperature means greedy, as in SGLang; float32 would make infinities of it.
+MIN_TEMPERATURE = 1e-6
 
 
 class RequestError(ValueError):
@@ -91,6 +96,8 @@ class SamplingParams:
         _check_integers(self)
         _check_reals(self)
         _check_stops(self)
+        if self.temperature < MIN_TEMPERATURE:
+            set_(self, "temperature", 0.0)
         set_(self, "logit_bias", _normal_bias(self.logit_bias))
 
     @property
@@ -111,22 +118,20 @@ class SamplingParams:
 
 
 def _check_integers(p: SamplingParams) -> None:
-    def check(name: str, low: int, optional: bool = False):
+    def check(name: str, low: int, high: int = MAX_COUNT, *, optional: bool = False):
         value = getattr(p, name)
         if value is None and optional:
             return
         if not isinstance(value, int) or isinstance(value, bool):
             raise RequestError(name, f"must be an integer, not {value!r}")
-        if value < low:
-            raise RequestError(name, f"must be at least {low}, not {value}")
+        if not low <= value <= high:
+            raise RequestError(name, f"must lie in [{low}, {high}], not {value}")
 
     check("max_new_tokens", 0, optional=True)
     check("min_new_tokens", 0)
-    check("n", 1)
+    check("n", 1, MAX_SAMPLES)
     check("top_k", -1)
-    check("seed", -(2**63), optional=True)
-    if p.seed is not None and p.seed >= 2**63:
-        raise RequestError("seed", "must fit in 64 bits")
+    check("seed", -(2**63), 2**63 - 1, optional=True)
     if p.max_new_tokens is not None and p.min_new_tokens > p.max_new_tokens:
         raise RequestError("min_new_tokens", f"{p.min_new_tokens} exceeds max_new_tokens {p.max_new_tokens}")
 
@@ -134,9 +139,9 @@ def _check_integers(p: SamplingParams) -> None:
 def _check_reals(p: SamplingParams) -> None:
     def check(name: str, low: float, high: float, *, open_low: bool = False):
         value = getattr(p, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise RequestError(name, f"must be a finite number, not {value!r}")
-        if value > high or value < low or (open_low and value == low):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise RequestError(name, f"must be a number, not {value!r}")
+        if not low <= value <= high or (open_low and value == low):
             raise RequestError(name, f"must lie in {'(' if open_low else '['}{low}, {high}], not {value}")
 
     check("temperature", 0.0, 100.0)
@@ -144,12 +149,18 @@ def _check_reals(p: SamplingParams) -> None:
     check("min_p", 0.0, 1.0)
     check("frequency_penalty", -2.0, 2.0)
     check("presence_penalty", -2.0, 2.0)
-    check("repetition_penalty", 0.0, 10.0, open_low=True)
+    check("repetition_penalty", 0.01, 10.0)
 
 
 def _check_stops(p: SamplingParams) -> None:
     if any(not s for s in p.stop):
         raise RequestError("stop", "an empty string would stop at once")
+    for name in ("stop", "stop_regex"):
+        for text in getattr(p, name):
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # a lone surrogate, which JSON can hold
+                raise RequestError(name, f"{text!r} is not valid Unicode") from None
     if len(p.stop_token_ids) > MAX_STOP_TOKENS:
         raise RequestError("stop_token_ids", f"at most {MAX_STOP_TOKENS} ids")
     for pattern in p.stop_regex:
@@ -171,10 +182,10 @@ def _normal_bias(bias: Mapping[Any, Any] | None) -> dict[int, float] | None:
     for key, value in bias.items():
         try:
             token, number = int(key), float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise RequestError("logit_bias", f"must map token ids to numbers, not {key!r}: {value!r}") from None
-        if not math.isfinite(number):
-            raise RequestError("logit_bias", f"the value of token {token} must be finite")
+        if not abs(number) <= MAX_BIAS:
+            raise RequestError("logit_bias", f"the value of token {token} must lie in [-{MAX_BIAS}, {MAX_BIAS}]")
         result[token] = number
     return result
 

@@ -50,6 +50,14 @@ BAD = [
     ("/generate", {"input_ids": [[]]}, "input_ids"),
     ("/generate", {"text": "a", "sampling_params": {"top_p": 0}}, "top_p"),
     ("/generate", {"text": "a", "sampling_params": {"beams": 2}}, "beams"),
+    ("/generate", {"text": "a", "sampling_params": {"top_k": 2**31}}, "top_k"),
+    ("/generate", {"text": "a", "sampling_params": {"top_k": 10**400}}, "top_k"),
+    ("/generate", {"text": "a", "sampling_params": {"n": 10**9}}, "n"),
+    ("/generate", {"text": "a", "sampling_params": {"seed": 2**63}}, "seed"),
+    ("/generate", {"text": "a", "sampling_params": {"temperature": 10**400}}, "temperature"),
+    ("/generate", {"text": "a", "sampling_params": {"repetition_penalty": 1e-300}}, "repetition_penalty"),
+    ("/generate", {"text": "a", "sampling_params": {"logit_bias": {"5": 1e300}}}, "logit_bias"),
+    ("/generate", {"text": "a", "sampling_params": {"stop_regex": "("}}, "stop_regex"),
     ("/generate", {"text": "a", "sampling_params": {"regex": "a+"}}, "regex"),
     ("/generate", {"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
     ("/generate", {"text": ["a", "b"], "rid": ["r", "r"]}, "rid"),
@@ -59,7 +67,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("url", "body", "param"), BAD, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("url", "body", "param"), BAD, ids=lambda value: repr(value)[:60])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_refused(client, engine: FakeEngine, url: str, body: dict, param: str, stream: bool):
     response = await client.post(url, json={**body, "stream": stream})
