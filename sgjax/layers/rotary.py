@@ -82,7 +82,8 @@ def rotary_angles(positions: jax.Array, rope: Rope) -> tuple[jax.Array, jax.Arra
     """Cosines and sines of every token, float32 (T, H/2) each. Compute them once a step, not once a layer."""
     angles = positions[:, None].astype(jnp.float32) * rope.frequencies()
     scale = rope.scaling.attention_factor if isinstance(rope.scaling, Yarn) else 1.0
-    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    # The barrier keeps XLA from fusing cos and sin into every layer, where it would compute them for every head.
+    return jax.lax.optimization_barrier((jnp.cos(angles) * scale, jnp.sin(angles) * scale))
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:

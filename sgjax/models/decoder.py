@@ -57,7 +57,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate_up = linear(x, self.w_gate_up, self.b_gate_up)  # (T, 2, F)
-        return linear(jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1], self.w_down, self.b_down)
+        # In float32 XLA drops the product's rounding to bfloat16 on a CPU, and the conversions with it.
+        gate, up = gate_up[:, 0].astype(jnp.float32), gate_up[:, 1].astype(jnp.float32)
+        return linear((jax.nn.silu(gate) * up).astype(x.dtype), self.w_down, self.b_down)
 
 
 class Block(nnx.Module):
