@@ -34,7 +34,7 @@ def resolve(model_path: str, *, with_weights: bool = True, progress: Progress | 
     if model_path == EMBEDDED:
         return fetch_embedded(progress)
     path = Path(model_path).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if model_path and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
         return path
     if path.is_file():
         raise CheckpointError(f"{model_path}: a file, but not a .gguf one; accepted are {_ACCEPTED}")

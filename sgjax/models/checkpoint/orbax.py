@@ -2,7 +2,7 @@
 
     config.json, generation_config.json      as in the source
     tokenizer.json, ... or tokenizer.gguf    the tokenizer, wherever the source had it
-    sgjax_checkpoint.json                    marks the folder and says which layout of parameters it holds
+    sgjax_checkpoint.json                    marks the folder: the layout of its parameters, the sizes of its files
     params/                                  the Orbax checkpoint
 
 Orbax is imported when such a folder is used, and not before.
@@ -43,9 +43,7 @@ class OrbaxFolder:
 
     def __init__(self, folder: Path):
         self.config, self.generation_config = read_configs(folder)
-        layout = read_json(folder / MARKER).get("layout")
-        if layout != LAYOUT:
-            raise CheckpointError(f"{folder / MARKER}: layout {layout!r} is not {LAYOUT}; convert the model again")
+        _check_files(folder)
         in_gguf = (folder / _TOKENIZER_GGUF).is_file()
         self.tokenizer_source = folder / _TOKENIZER_GGUF if in_gguf else folder
         self._params = folder / _PARAMS
@@ -110,10 +108,28 @@ def save(
         if generation_config:
             _write_json(partial / "generation_config.json", generation_config)
         _copy_tokenizer(tokenizer_source, partial)
-        _write_json(partial / MARKER, {"layout": LAYOUT})
+        _write_json(partial / MARKER, {"layout": LAYOUT, "files": _file_sizes(partial)})
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of the parameters. Orbax notices a truncated file, but names neither it nor the trouble."""
+    files = sorted(path for path in (folder / _PARAMS).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _check_files(folder: Path) -> None:
+    marker = read_json(folder / MARKER)
+    if marker.get("layout") != LAYOUT:
+        raise CheckpointError(f"{folder / MARKER}: layout {marker.get('layout')!r} is not {LAYOUT}; convert it again")
+    there = _file_sizes(folder)
+    for name, size in marker.get("files", {}).items():
+        if name not in there:
+            raise CheckpointError(f"{folder / name}: the file is missing")
+        if there[name] != size:
+            raise CheckpointError(f"{folder / name}: truncated or changed: {there[name]} bytes, expected {size}")
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
@@ -135,8 +151,6 @@ def _checkpointer() -> Any:
 
 
 def _read_metadata(params: Path) -> Any:
-    if not params.is_dir():
-        raise CheckpointError(f"{params}: the folder is missing")
     try:
         return _checkpointer().metadata(params.absolute()).item_metadata.tree
     except Exception as error:  # missing or damaged _METADATA: KeyError, ValueError, JSON and tensorstore errors
