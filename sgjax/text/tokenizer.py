@@ -5,6 +5,7 @@ Importing `transformers` for this would cost a second at every start; its fast t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,18 @@ import tokenizers
 
 from sgjax.text.chat_template import ChatTemplate, Message
 from sgjax.types import RequestError
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # sentencepiece's spelling of a single byte
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes in byte-level vocabularies: printable ones as themselves, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_ALPHABET = _byte_alphabet()
 
 
 class Tokenizer:
@@ -49,6 +62,10 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._template = ChatTemplate(chat_templates, self.special_tokens) if chat_templates else None
+        # An ordinary token: after it, decoders that drop the space at the start of a text keep it.
+        self._anchor = self.encode("a", add_special_tokens=False)
+        self._anchor_len = len(self.decode(self._anchor))
+        self._token_bytes: dict[int, bytes] = {}
 
     def _id_of_role(self, role: str) -> int | None:
         token = self.special_tokens.get(role)
@@ -83,6 +100,23 @@ class Tokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's spelling of a token ("Ġhello"), not its text."""
         return self._backend.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text that has begun; may be part of a character. Empty outside the vocabulary."""
+        found = self._token_bytes.get(token_id)
+        if found is None:
+            found = self._token_bytes[token_id] = self._bytes_of(token_id)
+        return found
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        text = self.decode([*self._anchor, token_id], skip_special_tokens=False)[self._anchor_len :]
+        if "\ufffd" in text:  # only the spelling tells which bytes these are
+            spelled = self._backend.id_to_token(token_id) or ""
+            if match := _BYTE_PIECE.fullmatch(spelled):
+                return bytes.fromhex(match[1])
+            if all(char in _BYTE_ALPHABET for char in spelled):
+                return bytes(_BYTE_ALPHABET[char] for char in spelled)
+        return text.encode()
 
     def apply_chat_template(
         self,

@@ -50,6 +50,12 @@ def test_ids_outside_the_vocabulary_have_no_text(smollm2: Tokenizer):
     assert smollm2.decode([49152, 19556, 10**6]) == "Hello"
 
 
+def test_token_bytes_spell_the_text(smollm2: Tokenizer):
+    for case in GOLDEN["texts"]:
+        assert b"".join(map(smollm2.token_bytes, case["ids"])).decode() == case["decoded"]
+    assert smollm2.token_bytes(10**6) == b""
+
+
 @pytest.mark.parametrize("text", ["\ud800", "a\udfff"])
 def test_lone_surrogates_are_refused(smollm2: Tokenizer, text: str):
     with pytest.raises(RequestError, match="Unicode") as error:
