@@ -33,6 +33,7 @@ class EngineStats:
     Attributes:
       num_steps_compiled: executables ready. all_compiled: nothing is left to compile.
       num_late_compiles: compilations after that; anything but 0 is a bug.
+      num_integrity_failures: checks that found pages or slots unaccounted for while idle; likewise.
     """
 
     num_running: int
@@ -42,6 +43,7 @@ class EngineStats:
     num_steps_compiled: int
     all_compiled: bool
     num_late_compiles: int
+    num_integrity_failures: int
 
 
 class Engine:
@@ -303,6 +305,7 @@ class Engine:
                 num_steps_compiled=compiler.num_ready,
                 all_compiled=compiler.complete,
                 num_late_compiles=compiler.num_late,
+                num_integrity_failures=self._loop.num_integrity_failures,
             )
         )
 

@@ -17,6 +17,8 @@ from sgjax.types import FinishReason, QueueFull, Request, RequestError, TokenEve
 
 _logger = logging.getLogger(__name__)
 
+IDLE_CHECK_S = 1.0
+
 
 class EngineLoop:
     """Runs a core in a thread of its own. Every method may be called from any thread.
@@ -25,10 +27,12 @@ class EngineLoop:
 
     Attributes:
       failure: what stopped the loop, when it was not `close`.
+      num_integrity_failures: how often the check when idle found pages or slots unaccounted for; a bug unless 0.
     """
 
     def __init__(self, core: EngineCore, tokenizer: Tokenizer, *, max_queued: int):
         self.failure: Exception | None = None
+        self.num_integrity_failures = 0
         self._core = core
         self._outputs = OutputProcessor(tokenizer, core.finish)
         self._max_queued = max_queued
@@ -36,6 +40,7 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._closing = False
         self._live: set[str] = set()
+        self._checked = True
         self._thread = threading.Thread(target=self._run, name="sgjax-engine", daemon=True)
         self._thread.start()
 
@@ -135,12 +140,23 @@ class EngineLoop:
         """Runs the commands of other threads, waiting while there is nothing to do. False when closing."""
         with self._wake:
             while not self._inbox and not self._core.has_work and not self._closing:
-                self._wake.wait()
+                if not self._wake.wait(None if self._checked else IDLE_CHECK_S):
+                    self._check_when_idle()
             commands, self._inbox = self._inbox, collections.deque()
+            self._checked = False
             closing = self._closing
         for command in commands:
             command()
         return not closing
+
+    def _check_when_idle(self) -> None:
+        """Looks once, after a pause, whether all pages are accounted for. A leak is reported, not answered by dying."""
+        self._checked = True
+        try:
+            self._core.scheduler.check()
+        except AssertionError as error:
+            self.num_integrity_failures += 1
+            _logger.error("pages or slots are not accounted for: %s", error)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         self._outputs.process(events)

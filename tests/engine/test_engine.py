@@ -293,6 +293,20 @@ def test_a_failing_step_fails_requests_with_the_reason(make_engine, monkeypatch)
     assert isinstance(engine.failure, RuntimeError)
 
 
+def test_a_leak_is_noticed_when_idle(make_engine, monkeypatch, caplog):
+    monkeypatch.setattr("sgjax.engine.loop.IDLE_CHECK_S", 0.05)
+    engine = make_engine()
+    engine.generate(input_ids=PROMPT, sampling_params=GREEDY)
+    time.sleep(0.2)
+    assert engine.stats().num_integrity_failures == 0
+    leaked = engine._core.scheduler.cache.allocate(1)
+    engine.generate(input_ids=PROMPT, sampling_params=GREEDY)
+    wait_for(lambda: "not accounted for" in caplog.text)
+    assert engine.stats().num_integrity_failures >= 1
+    assert engine.is_alive
+    engine._core.scheduler.cache.free(leaked)
+
+
 def test_nothing_compiles_while_serving(make_engine):
     import jax
 
