@@ -34,7 +34,8 @@ def linear(
     """
     w = value(w)
     out_axes = w.shape[: w.ndim - num_in]
-    # One plain (T, in) by (out, in) product: folding axes is free, and back ends know this form best.
+    # One plain (T, in) by (out, in) product. XLA on a CPU would transpose the weights of any other form. Folding axes
+    # is free, and where only the first of them is sharded it needs no communication either.
     x2, w2 = x.reshape(x.shape[0], -1), w.reshape(math.prod(out_axes), -1)
     y = jax.lax.dot_general(x2, w2, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     y = y.reshape(x.shape[0], *out_axes)

@@ -15,9 +15,10 @@ from sgjax.layers.rotary import rotary_angles, rotate
 from sgjax.models.config import ModelConfig
 from sgjax.models.spec import Concat, param
 
-# Grouped by KV head, so that tensor parallelism gives a device whole groups and the product stays one.
+# Fused so that one product serves all. The sharded axis, KV heads or feed-forward, comes first: a device then holds
+# whole groups, and no communication is needed to take the parts out.
 GROUP_QKV = Concat(axis=1, sizes=("group", 1, 1))
-GATE_UP = Concat(axis=0, sizes=(1, 1))
+GATE_UP = Concat(axis=1, sizes=(1, 1))
 
 
 class Attention(nnx.Module):
@@ -48,17 +49,18 @@ class Attention(nnx.Module):
 
 class MLP(nnx.Module):
     def __init__(self, cfg: ModelConfig, prefix: str):
-        hidden, forward, bias = ("hidden",), ("feed_forward",), cfg.mlp_bias
+        hidden, forward, gate_up = ("hidden",), ("feed_forward",), ("feed_forward", 2)
         gate, up, down = (f"{prefix}.{x}_proj" for x in ("gate", "up", "down"))
-        self.w_gate_up = param(cfg, (2, *forward), hidden, hf=(f"{gate}.weight", f"{up}.weight"), fold=GATE_UP)
-        self.b_gate_up = param(cfg, (2, *forward), hf=(f"{gate}.bias", f"{up}.bias"), fold=GATE_UP) if bias else None
+        biases, bias = (f"{gate}.bias", f"{up}.bias"), cfg.mlp_bias
+        self.w_gate_up = param(cfg, gate_up, hidden, hf=(f"{gate}.weight", f"{up}.weight"), fold=GATE_UP)
+        self.b_gate_up = param(cfg, gate_up, hf=biases, fold=GATE_UP) if bias else None
         self.w_down = param(cfg, hidden, forward, hf=f"{down}.weight")
         self.b_down = param(cfg, hidden, hf=f"{down}.bias") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate_up = linear(x, self.w_gate_up, self.b_gate_up)  # (T, 2, F)
+        gate_up = linear(x, self.w_gate_up, self.b_gate_up)  # (T, F, 2)
         # In float32 XLA drops the product's rounding to bfloat16 on a CPU, and the conversions with it.
-        gate, up = gate_up[:, 0].astype(jnp.float32), gate_up[:, 1].astype(jnp.float32)
+        gate, up = gate_up[..., 0].astype(jnp.float32), gate_up[..., 1].astype(jnp.float32)
         return linear((jax.nn.silu(gate) * up).astype(x.dtype), self.w_down, self.b_down)
 
 

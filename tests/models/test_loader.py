@@ -73,10 +73,10 @@ def test_query_key_and_value_are_grouped_by_kv_head(specs, checkpoint):
     )
 
 
-def test_gate_and_up_are_stacked(specs, checkpoint):
+def test_gate_and_up_are_paired(specs, checkpoint):
     w = np.asarray(load_params(specs, checkpoint)["layers"][0]["mlp"]["w_gate_up"])
-    np.testing.assert_array_equal(w[0], checkpoint.arrays["model.layers.0.mlp.gate_proj.weight"])
-    np.testing.assert_array_equal(w[1], checkpoint.arrays["model.layers.0.mlp.up_proj.weight"])
+    np.testing.assert_array_equal(w[:, 0], checkpoint.arrays["model.layers.0.mlp.gate_proj.weight"])
+    np.testing.assert_array_equal(w[:, 1], checkpoint.arrays["model.layers.0.mlp.up_proj.weight"])
 
 
 def test_weights_are_cast(checkpoint):
@@ -179,12 +179,13 @@ def test_peak_host_memory_while_loading(tmp_path):
 
 
 TWO_DEVICES = """
-import sys, jax, numpy as np
+import re, sys, jax, numpy as np
 sys.path.insert(0, sys.argv[1])
 jax.config.update("jax_num_cpu_devices", 2)
 from jax.sharding import NamedSharding, PartitionSpec
 from conftest import GOLDEN, Driver, _forward
 from sgjax.config import EngineConfig
+from sgjax.layers.batch import ForwardBatch
 from sgjax.models.errors import ModelError
 from sgjax.models.loader import load_model
 
@@ -201,6 +202,13 @@ driver.feed(list(expected["token_ids"][:, :64]))
 for i in range(64, 72):
     driver.feed(list(expected["token_ids"][:, i : i + 1]), decode=True)
 np.testing.assert_allclose(np.array(driver.log_probs), expected["logprobs"], atol=1e-4, rtol=0)
+
+i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
+batch = ForwardBatch(i32(8), i32(8), i32(8), i32(9), i32(8), i32(8, 2), i32(8), decode=True)
+step = _forward.lower(model.params, batch, driver.cache, graphdef=model.graphdef, ops=driver.ops).compile().as_text()
+collectives = re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\\(", step)
+# Two a layer; one more after the lookup in the embedding, whose vocabulary is divided.
+assert collectives == ["all-reduce"] * (2 * 3 + 1), collectives
 
 one = load_model(EngineConfig(model_path=str(GOLDEN / "llama3"), load_format="dummy", dtype="float32"))
 two = load_model(EngineConfig(model_path=str(GOLDEN / "llama3"), load_format="dummy", dtype="float32"), mesh)
