@@ -88,27 +88,30 @@ class Call:
     async def deltas(self, interval: int) -> AsyncIterator[tuple[int, OutputDelta]]:
         """What becomes visible, as (number of the request, delta), in order of arrival.
 
-        Deltas of one sample are merged until there is text from at least `interval` tokens, or the end.
+        Deltas of one sample are merged until there is text from at least `interval` tokens, or the end, and further
+        while more of them have already arrived, as when the client reads slowly.
         """
-        merged: dict[tuple[int, int], OutputDelta] = {}
-        async for number, delta in self._arrivals():
-            self._note(delta)
-            key = (number, delta.index)
-            if (held := merged.pop(key, None)) is not None:
-                delta = _join(held, delta)
-            if delta.finish is not None or (delta.text and len(delta.token_ids) >= interval):
-                yield number, delta
-            else:
-                merged[key] = delta
+        held: dict[tuple[int, int], OutputDelta] = {}
+        async for number, delta, is_last in self._arrivals():
+            if delta is not None:
+                self._note(delta)
+                key = (number, delta.index)
+                held[key] = _join(held[key], delta) if key in held else delta
+            for key, joined in list(held.items()) if is_last else ():
+                if joined.finish is not None or (joined.text and len(joined.token_ids) >= interval):
+                    del held[key]
+                    yield key[0], joined
 
     def _note(self, delta: OutputDelta) -> None:
         if delta.finish is not None:
             self._num_running[delta.rid] -= 1
 
-    async def _arrivals(self) -> AsyncIterator[tuple[int, OutputDelta]]:
+    async def _arrivals(self) -> AsyncIterator[tuple[int, OutputDelta | None, bool]]:
+        """(Number of the request, delta or None at its end, whether nothing further has arrived yet)."""
         if len(self._handles) == 1:
-            async for delta in self._handles[0]:
-                yield 0, delta
+            (handle,) = self._handles
+            async for delta in handle:
+                yield 0, delta, not handle.has_queued
             return
         queue: asyncio.Queue[tuple[int, OutputDelta | None]] = asyncio.Queue()
 
@@ -127,8 +130,7 @@ class Call:
                 if delta is None:
                     num_open -= 1
                     await tasks[number]  # raises what the handle raised
-                else:
-                    yield number, delta
+                yield number, delta, queue.empty()
         finally:
             for task in tasks:
                 task.cancel()

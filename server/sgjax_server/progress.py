@@ -49,3 +49,8 @@ class ProgressLine:
                 self._stream.write("\r\x1b[K")
                 self._stream.flush()
             self._closed = True
+
+
+def human_bytes(num_bytes: int) -> str:
+    """3.2 GiB or 94 MiB."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"

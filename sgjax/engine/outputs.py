@@ -28,6 +28,11 @@ class RequestHandle:
         self._num_open = request.sampling.n
         self._deltas: queue.SimpleQueue | asyncio.Queue = queue.SimpleQueue() if loop is None else asyncio.Queue()
 
+    @property
+    def has_queued(self) -> bool:
+        """Whether something has arrived that was not read yet; a reader that lags may join such deltas."""
+        return not self._deltas.empty()
+
     def put(self, item: OutputDelta | EngineError) -> None:
         """Called in `loop` where there is one, else by the engine's thread."""
         self._deltas.put(item) if self.loop is None else self._deltas.put_nowait(item)

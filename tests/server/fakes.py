@@ -37,6 +37,21 @@ class FakeTokenizer:
         return self.encode(text + ("|assistant:" if add_generation_prompt else ""))
 
 
+class FakeHandle:
+    """Deltas from a generator. `has_queued` is what `queued` says after each of them."""
+
+    def __init__(self, deltas: AsyncIterator[OutputDelta], queued: Sequence[bool] = ()):
+        self._deltas = deltas
+        self._queued = list(queued)
+
+    @property
+    def has_queued(self) -> bool:
+        return self._queued.pop(0) if self._queued else False
+
+    def __aiter__(self) -> AsyncIterator[OutputDelta]:
+        return self._deltas
+
+
 class FakeEngine:
     """Answers every prompt with `reply(request)`, one token at a time, then EOS.
 
@@ -62,12 +77,12 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.closed = False
 
-    def submit(self, request: Request) -> AsyncIterator[OutputDelta]:
+    def submit(self, request: Request) -> FakeHandle:
         request.validate(vocab_size=256, context_length=1024, max_total_tokens=4096)
         if self.queue_full:
             raise QueueFull("the queue holds 1 request, its limit")
         self.submitted.append(request)
-        return self._deltas(request)
+        return FakeHandle(self._deltas(request))
 
     def abort(self, rid: str) -> bool:
         self.aborted.append(rid)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from sgjax_server.config import ServerConfig
+
 from .conftest import events_of
-from .fakes import EOS, FakeEngine
+from .fakes import EOS, FakeEngine, FakeHandle
 
 URL = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
@@ -116,9 +118,18 @@ async def test_stream(client):
     assert last["usage"]["prompt_tokens"] == len("user:hi|assistant:")
 
 
-async def test_stream_joins_the_tokens_of_one_character(client, engine: FakeEngine):
-    """Deltas without text (here the fake's never are) and those below the interval are merged, logprobs included."""
-    client._transport.app.state.config = type(client._transport.app.state.config)(stream_interval=4)
+async def test_stream_interval(client):
+    """Several tokens come in one chunk, with the log-probabilities of them all."""
+    client._transport.app.state.config = ServerConfig(stream_interval=4)
     events = events_of(await client.post(URL, json={"messages": HELLO, "stream": True, "logprobs": True}))
     assert [event["choices"][0]["delta"]["content"] for event in events] == ["Hell", "o wo", "rld"]
     assert [len(event["choices"][0]["logprobs"]["content"]) for event in events] == [4, 4, 4]
+
+
+async def test_stream_joins_what_has_already_arrived(client, engine: FakeEngine, monkeypatch):
+    """A reader that lags gets the text in fewer, longer chunks."""
+    queued = [True] * 4 + [False] * 2 + [True] * 5 + [False]
+    monkeypatch.setattr(engine, "submit", lambda request: FakeHandle(engine._deltas(request), queued))
+    events = events_of(await client.post(URL, json={"messages": HELLO, "stream": True}))
+    assert [event["choices"][0]["delta"]["content"] for event in events] == ["Hello", " ", "world"]
+    assert events[-1]["choices"][0]["finish_reason"] == "stop"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sgjax.config import cache_dir
+from sgjax_server.progress import human_bytes
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "numpy", "safetensors", "gguf", "orbax-checkpoint", "tokenizers", "huggingface_hub"),
@@ -86,7 +87,7 @@ def _devices() -> Iterator[Finding]:
         return
     devices = found["devices"]
     for number, device in enumerate(devices):
-        memory = f", {_gib(device['memory'])}" if device["memory"] else ""
+        memory = f", {human_bytes(device['memory'])}" if device["memory"] else ""
         yield Finding(f"device {number}", f"{device['platform']}: {device['kind']}{memory}")
     if _has_nvidia_gpu() and all(device["platform"] == "cpu" for device in devices):
         plugins = [name for name in _PLUGINS if _version(name)]
@@ -120,7 +121,7 @@ def _memory() -> Iterator[Finding]:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     cores = len(os.sched_getaffinity(0))
-    yield Finding("host", f"{cores} usable cores, {_gib(total)} of memory, {_gib(free)} free")
+    yield Finding("host", f"{cores} usable cores, {human_bytes(total)} of memory, {human_bytes(free)} free")
 
 
 def _caches() -> Iterator[Finding]:
@@ -128,7 +129,7 @@ def _caches() -> Iterator[Finding]:
     yield _writable(folder)
     for name, text in (("models", "models"), ("compiled", "compiled steps")):
         files = [path for path in (folder / name).rglob("*") if path.is_file()] if (folder / name).is_dir() else []
-        yield Finding("", f"{text}: {len(files)} files, {_gib(sum(path.stat().st_size for path in files))}")
+        yield Finding("", f"{text}: {len(files)} files, {human_bytes(sum(path.stat().st_size for path in files))}")
 
 
 def _writable(folder: Path) -> Finding:
@@ -139,8 +140,4 @@ def _writable(folder: Path) -> Finding:
         return Finding("cache", str(folder), f"{existing} is not writable; set SGJAX_CACHE to a folder that is", True)
     free = shutil.disk_usage(existing).free
     little = "little space; models and compiled steps are kept there" if free < _MIN_FREE_DISK_BYTES else None
-    return Finding("cache", f"{folder}, {_gib(free)} free", little)
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+    return Finding("cache", f"{folder}, {human_bytes(free)} free", little)
