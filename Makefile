@@ -48,14 +48,14 @@ clean:
 .venv/bin/python:
 	@python=$$(bash scripts/find_python.sh); echo "sgjax: making .venv with $$python"; $$python -m venv --upgrade-deps .venv
 
-$(SERVE_READY): pyproject.toml | .venv/bin/python
+$(SERVE_READY): pyproject.toml constraints.txt | .venv/bin/python
 	@echo "sgjax: installing (first time: some 200 MB of packages)"
 	@if [ -z "$(EXTRAS)" ] && command -v nvidia-smi >/dev/null; then \
 	    echo "sgjax: a GPU is here; 'make serve EXTRAS=cuda13' (or cuda12) uses it, this installs for the CPU"; fi
-	$(PIP) install -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	$(PIP) install -c constraints.txt -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
-$(DEV_READY): pyproject.toml | .venv/bin/python
+$(DEV_READY): pyproject.toml constraints.txt | .venv/bin/python
 	@echo "sgjax: installing what the tests need"
-	$(PIP) install -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@ .venv/.ready-serve
