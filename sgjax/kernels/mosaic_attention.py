@@ -78,27 +78,19 @@ def attend(
     """
     num_kv_heads, _, page_size, head_dim = k_cache.shape
     block_keys = max(_MIN_BLOCK_KEYS, page_size)
-    tiled = functools.partial(_tiled_smem, dtype=q.dtype)
-    body = functools.partial(
-        _attend_block,
-        rows_per_token=rows_per_token,
-        rows_per_head=rows_per_head,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
+    scratch = _Scratch(
+        q=_tiled_smem((BLOCK_ROWS, head_dim), q.dtype),
+        k=_tiled_smem((_NUM_STAGES, block_keys, head_dim), q.dtype),
+        v=_tiled_smem((_NUM_STAGES, block_keys, head_dim), q.dtype),
+        weights=_tiled_smem((BLOCK_ROWS, block_keys), q.dtype),
+        rows=plgpu.SMEM((BLOCK_ROWS, head_dim), q.dtype),
+        q_barrier=plgpu.Barrier(),
+        kv_barriers=plgpu.Barrier(num_arrivals=2 * (block_keys // page_size), num_barriers=_NUM_STAGES),
     )
     kernel = plgpu.kernel(
-        body,
+        functools.partial(_attend_block, options=_Options(rows_per_token, rows_per_head, scale, window, soft_cap)),
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        scratch_types={
-            "q_smem": tiled((BLOCK_ROWS, head_dim)),
-            "k_smem": tiled((_NUM_STAGES, block_keys, head_dim)),
-            "v_smem": tiled((_NUM_STAGES, block_keys, head_dim)),
-            "p_smem": tiled((BLOCK_ROWS, block_keys)),
-            "row_smem": plgpu.SMEM((BLOCK_ROWS, head_dim), q.dtype),
-            "q_barrier": plgpu.Barrier(),
-            "kv_barriers": plgpu.Barrier(num_arrivals=2 * (block_keys // page_size), num_barriers=_NUM_STAGES),
-        },
+        scratch_types=scratch._asdict(),
         grid=(num_kv_heads, blocks.sequence.shape[0]),
         grid_names=("kv_head", "block"),
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
@@ -107,152 +99,149 @@ def attend(
     return kernel(q, k_cache, v_cache, page_table, *blocks)
 
 
+class _Options(NamedTuple):
+    rows_per_token: int
+    rows_per_head: int
+    scale: float
+    window: int | None
+    soft_cap: float | None
+
+
+class _Scratch(NamedTuple):
+    """A program's shared memory: types outside of the kernel, Refs inside."""
+
+    q: Any
+    k: Any
+    v: Any
+    weights: Any
+    rows: Any
+    q_barrier: Any
+    kv_barriers: Any
+
+
 def _tiled_smem(shape: tuple[int, ...], dtype: Any) -> Any:
     """Shared memory in the layout that `wgmma` reads."""
-    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
+    tiling = plgpu.TilingTransform((8, 64))  # type: ignore[abstract]
+    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(128)))  # type: ignore[abstract]
 
 
-def _attend_block(
-    q,
-    k_cache,
-    v_cache,
-    page_table,
-    sequences,
-    kv_lens,
-    first_rows,
-    row_counts,
-    first_positions,
-    row_offsets,
-    out,
-    *,
-    q_smem,
-    k_smem,
-    v_smem,
-    p_smem,
-    row_smem,
-    q_barrier,
-    kv_barriers,
-    rows_per_token: int,
-    rows_per_head: int,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
-):
-    """One block of query rows of one KV head."""
-    kv_head, block = lax.axis_index("kv_head"), lax.axis_index("block")
-    page_size = k_cache.shape[2]
-    num_stages, block_keys, head_dim = k_smem.shape
-    pages_per_block = block_keys // page_size
-    sequence, kv_len, num_rows = sequences[block], kv_lens[block], row_counts[block]
-    row_offset, first_position = row_offsets[block], first_positions[block]
-    first_row = first_rows[block] + kv_head * rows_per_head
-    last_page = lax.div(jnp.maximum(kv_len, 1) - 1, page_size)
+def _attend_block(q, k_cache, v_cache, page_table, /, *refs, options: _Options, **scratch) -> None:
+    """One block of query rows of one KV head. `refs` are those of `QueryBlocks`, then the output."""
+    *block_refs, out = refs
+    smem = _Scratch(**scratch)
+    kv_head = lax.axis_index("kv_head")
+    block = QueryBlocks(*(ref[lax.axis_index("block")] for ref in block_refs))
+    first_row = block.first_row + kv_head * options.rows_per_head
+    num_stages, block_keys, head_dim = smem.k.shape
+    begin, end = _key_blocks(block, block_keys, options)
 
-    def start_copies(index, slot):
+    def start_copies(index):
         """Keys and values of a block of pages. Past the last page it is read again, and masked."""
-        for i in range(pages_per_block):
-            page_id = page_table[sequence, jnp.minimum(index * pages_per_block + i, last_page)]
-            rows = pl.ds(i * page_size, page_size)
-            plgpu.copy_gmem_to_smem(k_cache.at[kv_head, page_id], k_smem.at[slot, rows], kv_barriers.at[slot])
-            plgpu.copy_gmem_to_smem(v_cache.at[kv_head, page_id], v_smem.at[slot, rows], kv_barriers.at[slot])
-
-    def iota(shape, dimension):
-        return plgpu.broadcasted_iota(jnp.int32, shape, dimension, layout=plgpu.Layout.WGMMA)
+        page_size = k_cache.shape[2]
+        last_page = lax.div(block.kv_len - 1, page_size)
+        slot = lax.rem(index, num_stages)
+        for i in range(block_keys // page_size):
+            column = jnp.minimum(index * (block_keys // page_size) + i, last_page)
+            page_id = page_table[block.sequence, column]
+            for cache, buffer in ((k_cache, smem.k), (v_cache, smem.v)):
+                rows = buffer.at[slot, pl.ds(i * page_size, page_size)]
+                plgpu.copy_gmem_to_smem(cache.at[kv_head, page_id], rows, smem.kv_barriers.at[slot])
 
     def step(index, carry):
         acc, max_score, total = carry
         slot = lax.rem(index, num_stages)
-        plgpu.barrier_wait(kv_barriers.at[slot])
-
-        def multiply_keys(scores_ref):
-            plgpu.wgmma(scores_ref, q_smem, k_smem.at[slot].transpose((1, 0)))
-            return scores_ref[...]
-
-        scores = pl.run_scoped(multiply_keys, plgpu.ACC((BLOCK_ROWS, block_keys), jnp.float32))
-        if soft_cap is None:
-            scores *= scale * _LOG2_E
-        else:
-            scores = _tanh(scores * (scale / soft_cap)) * (soft_cap * _LOG2_E)
-        key_positions = iota(scores.shape, 1) + index * block_keys
-        query_positions = lax.div(iota(scores.shape, 0) + row_offset, rows_per_token) + first_position
-        visible = key_positions <= query_positions
-        if window is not None:
-            visible &= key_positions > query_positions - window
-        scores = jnp.where(visible, scores, -jnp.inf)
-
+        plgpu.barrier_wait(smem.kv_barriers.at[slot])
+        scores = _scores(_multiply(smem.q, smem.k.at[slot].transpose((1, 0))), index, block, options)
         new_max = jnp.maximum(max_score, scores.max(axis=1))
         decay = jnp.exp2(max_score - new_max)
         weights = jnp.exp2(scores - lax.broadcast_in_dim(new_max, scores.shape, [0]))
         total = total * decay + weights.sum(axis=1)
-        p_smem[...] = weights.astype(p_smem.dtype)
-
-        @pl.when((index + 1) * block_keys > kv_len)
-        def _():  # Slots that hold no token may be NaN, and 0 * NaN is NaN.
-            values = plgpu.load(v_smem.at[slot], (), layout=plgpu.Layout.WGMMA)
-            written = iota(values.shape, 0) + index * block_keys < kv_len
-            v_smem[slot] = jnp.where(written, values, jnp.zeros_like(values))
-
+        smem.weights[...] = weights.astype(smem.weights.dtype)
+        pl.when((index + 1) * block_keys > block.kv_len)(lambda: _zero_unwritten(smem.v, slot, index, block.kv_len))
         plgpu.commit_smem()
+        fresh = _multiply(smem.weights, smem.v.at[slot])
+        pl.when(index + num_stages < end)(lambda: start_copies(index + num_stages))
+        return acc * lax.broadcast_in_dim(decay, acc.shape, [0]) + fresh, new_max, total
 
-        def multiply_values(out_ref):
-            plgpu.wgmma(out_ref, p_smem, v_smem.at[slot])
-            return out_ref[...]
-
-        fresh = pl.run_scoped(multiply_values, plgpu.ACC((BLOCK_ROWS, head_dim), jnp.float32))
-        acc = acc * lax.broadcast_in_dim(decay, acc.shape, [0]) + fresh
-
-        @pl.when(index + num_stages < end)
-        def _():
-            start_copies(index + num_stages, slot)
-
-        return acc, new_max, total
-
-    last_position = first_position + lax.div(row_offset + num_rows - 1, rows_per_token)
-    begin = 0 if window is None else lax.div(jnp.maximum(first_position - window + 1, 0), block_keys)
-    begin = jnp.int32(begin)
-    end = lax.div(last_position, block_keys) + 1
-
-    @pl.when(num_rows > 0)
+    @pl.when(block.num_rows > 0)
     def _():
         # Rows past the block's are other rows, or zeros past the array: nothing that is kept depends on them.
-        # They go through row_smem because a copy into a tiled buffer must begin at a multiple of 8 rows.
-        plgpu.copy_gmem_to_smem(q.at[pl.ds(first_row, BLOCK_ROWS)], row_smem, q_barrier)
+        # They go through `rows` because a copy into a tiled buffer must begin at a multiple of 8 rows.
+        plgpu.copy_gmem_to_smem(q.at[pl.ds(first_row, BLOCK_ROWS)], smem.rows, smem.q_barrier)
         for i in range(num_stages):
-
-            @pl.when(begin + i < end)
-            def _(i=i):
-                start_copies(begin + i, lax.rem(begin + i, num_stages))
-
-        plgpu.barrier_wait(q_barrier)
-        q_smem[...] = plgpu.load(row_smem, (), layout=plgpu.Layout.WGMMA)
+            pl.when(begin + i < end)(functools.partial(start_copies, begin + i))
+        plgpu.barrier_wait(smem.q_barrier)
+        smem.q[...] = plgpu.load(smem.rows, (), layout=plgpu.Layout.WGMMA)
         plgpu.commit_smem()
         row_layout = plgpu.Layout.WGMMA.reduce(1)
-        carry = (
-            plgpu.layout_cast(jnp.zeros((BLOCK_ROWS, head_dim), jnp.float32), plgpu.Layout.WGMMA),
-            plgpu.layout_cast(jnp.full((BLOCK_ROWS,), _MIN, jnp.float32), row_layout),
-            plgpu.layout_cast(jnp.zeros((BLOCK_ROWS,), jnp.float32), row_layout),
-        )
-        acc, _, total = lax.fori_loop(begin, end, step, carry)
-        row_smem[...] = (acc / lax.broadcast_in_dim(total, acc.shape, [0])).astype(row_smem.dtype)
+        acc = plgpu.layout_cast(jnp.zeros((BLOCK_ROWS, head_dim), jnp.float32), plgpu.Layout.WGMMA)
+        max_score = plgpu.layout_cast(jnp.full((BLOCK_ROWS,), _MIN, jnp.float32), row_layout)
+        total = plgpu.layout_cast(jnp.zeros((BLOCK_ROWS,), jnp.float32), row_layout)
+        acc, _, total = lax.fori_loop(begin, end, step, (acc, max_score, total))
+        norm = 1 / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # A row that saw no key gives zeros.
+        smem.rows[...] = (acc * lax.broadcast_in_dim(norm, acc.shape, [0])).astype(smem.rows.dtype)
         plgpu.commit_smem()
-        _store_rows(row_smem, out, first_row, num_rows)
+        _store_rows(smem.rows, out, first_row, block.num_rows)
 
 
-def _tanh(x: jax.Array) -> jax.Array:
-    """Through exp2, whose fast instruction is exact to 2^-22; that of tanh is to 2^-11, too coarse for scores."""
-    return 1 - 2 / (1 + jnp.exp2(x * (2 * _LOG2_E)))
+def _key_blocks(block: QueryBlocks, block_keys: int, options: _Options) -> tuple[jax.Array, jax.Array]:
+    """The range of blocks of keys that some row of the block sees."""
+    last_position = block.first_position + lax.div(block.row_offset + block.num_rows - 1, options.rows_per_token)
+    end = lax.div(last_position + block_keys, block_keys)
+    if options.window is None:
+        return jnp.int32(0), end
+    return lax.div(jnp.maximum(block.first_position - options.window + 1, 0), block_keys), end
 
 
-def _store_rows(row_smem, out, first_row, num_rows) -> None:
+def _multiply(a: Any, b: Any) -> jax.Array:
+    """(64, K) Ref times (K, N) Ref, float32 (64, N)."""
+
+    def multiply(acc_ref):
+        plgpu.wgmma(acc_ref, a, b)
+        return acc_ref[...]
+
+    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def _iota(shape: tuple[int, ...], dimension: int) -> jax.Array:
+    return plgpu.broadcasted_iota(jnp.int32, shape, dimension, layout=plgpu.Layout.WGMMA)
+
+
+def _scores(products: jax.Array, index: jax.Array, block: QueryBlocks, options: _Options) -> jax.Array:
+    """Scaled, capped and masked, in units of log 2, so that exp2 of them gives the weights."""
+    scale, soft_cap = options.scale, options.soft_cap
+    if soft_cap is None:
+        scores = products * (scale * _LOG2_E)
+    else:
+        # tanh through exp2, whose fast instruction is exact to 2^-22; that of tanh, to 2^-11, is too coarse.
+        tanh = 1 - 2 / (1 + jnp.exp2(products * (2 * _LOG2_E * scale / soft_cap)))
+        scores = tanh * (soft_cap * _LOG2_E)
+    key_positions = _iota(scores.shape, 1) + index * scores.shape[1]
+    tokens = lax.div(_iota(scores.shape, 0) + block.row_offset, options.rows_per_token)
+    query_positions = tokens + block.first_position
+    visible = key_positions <= query_positions
+    if options.window is not None:
+        visible &= key_positions > query_positions - options.window
+    return jnp.where(visible, scores, -jnp.inf)
+
+
+def _zero_unwritten(v_smem: Any, slot: jax.Array, index: jax.Array, kv_len: jax.Array) -> None:
+    """Clears the values of slots that hold no token: they may be NaN, and 0 * NaN is NaN."""
+    values = plgpu.load(v_smem.at[slot], (), layout=plgpu.Layout.WGMMA)
+    written = _iota(values.shape, 0) + index * values.shape[0] < kv_len
+    v_smem[slot] = jnp.where(written, values, jnp.zeros_like(values))
+
+
+def _store_rows(rows: Any, out: Any, first_row: jax.Array, num_rows: jax.Array) -> None:
     """Copies the first `num_rows` rows out: a TMA copy has a static size, so one copy per bit of the count."""
-    done = 0
+    done: Any = 0
     size = BLOCK_ROWS
     while size:
         part = num_rows & size
 
         @pl.when(part != 0)
         def _(done=done, size=size):
-            plgpu.copy_smem_to_gmem(row_smem.at[pl.ds(done, size)], out.at[pl.ds(first_row + done, size)])
+            plgpu.copy_smem_to_gmem(rows.at[pl.ds(done, size)], out.at[pl.ds(first_row + done, size)])
 
         done = done + part
         size //= 2

@@ -29,7 +29,7 @@ def paged_decode(
         sequence=sequences,
         kv_len=kv_lens,
         first_row=sequences * (num_kv_heads * group),
-        num_rows=jnp.where(kv_lens > 0, group, 0),
+        num_rows=jnp.full_like(sequences, group),
         first_position=kv_lens - 1,
         row_offset=jnp.zeros_like(sequences),
     )
@@ -45,4 +45,4 @@ def paged_decode(
         window=window,
         soft_cap=soft_cap,
     )
-    return jnp.where((kv_lens > 0)[:, None, None, None], out.reshape(q.shape), 0)
+    return out.reshape(q.shape)

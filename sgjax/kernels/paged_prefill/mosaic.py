@@ -48,7 +48,7 @@ def _query_blocks(kv_lens: jax.Array, q_starts: jax.Array, num_tokens: int, grou
     rows_per_sequence = (q_starts[1:] - q_starts[:-1]) * group
     ends = jnp.cumsum(-(-rows_per_sequence // BLOCK_ROWS))
     block = jnp.arange(max_blocks, dtype=jnp.int32)
-    sequence = jnp.minimum(jnp.searchsorted(ends, block, side="right"), num_sequences - 1)
+    sequence = jnp.minimum(jnp.sum(ends <= block[:, None], axis=1), num_sequences - 1)
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])[sequence]
     row = (block - starts) * BLOCK_ROWS  # Within the sequence's queries.
     first_query_position = kv_lens - (q_starts[1:] - q_starts[:-1])

@@ -15,7 +15,7 @@ def write_kv(
     k_cache: jax.Array, v_cache: jax.Array, k: jax.Array, v: jax.Array, kv_index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.WriteKV`. Raises `NotImplementedError` for what the kernel does not do."""
-    num_kv_heads, num_pages, page_size, head_dim = k_cache.shape
+    num_kv_heads, _, _, head_dim = k_cache.shape
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache.dtype != jnp.bfloat16:
             raise NotImplementedError(f"{name} is {cache.dtype}, and this kernel takes bfloat16 alone")
