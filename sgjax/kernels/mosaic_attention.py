@@ -171,7 +171,7 @@ def _attend_block(q, k_cache, v_cache, page_table, /, *refs, options: _Options, 
         for i in range(num_stages):
             pl.when(begin + i < end)(functools.partial(start_copies, begin + i))
         plgpu.barrier_wait(smem.q_barrier)
-        smem.q[...] = plgpu.load(smem.rows, (), layout=plgpu.Layout.WGMMA)
+        smem.q[...] = plgpu.layout_cast(smem.rows[...], plgpu.Layout.WGMMA)
         plgpu.commit_smem()
         row_layout = plgpu.Layout.WGMMA.reduce(1)
         acc = plgpu.layout_cast(jnp.zeros((BLOCK_ROWS, head_dim), jnp.float32), plgpu.Layout.WGMMA)
@@ -227,7 +227,7 @@ def _scores(products: jax.Array, index: jax.Array, block: QueryBlocks, options: 
 
 def _zero_unwritten(v_smem: Any, slot: jax.Array, index: jax.Array, kv_len: jax.Array) -> None:
     """Clears the values of slots that hold no token: they may be NaN, and 0 * NaN is NaN."""
-    values = plgpu.load(v_smem.at[slot], (), layout=plgpu.Layout.WGMMA)
+    values = plgpu.layout_cast(v_smem[slot], plgpu.Layout.WGMMA)
     written = _iota(values.shape, 0) + index * values.shape[0] < kv_len
     v_smem[slot] = jnp.where(written, values, jnp.zeros_like(values))
 

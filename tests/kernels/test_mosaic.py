@@ -1,0 +1,92 @@
+"""The Hopper kernels, interpreted on the CPU with a race detector, against the references."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from sgjax.kernels.cases import AttentionCase, WriteCase
+from sgjax.kernels.paged_decode import mosaic as decode_mosaic
+from sgjax.kernels.paged_decode import reference as decode_reference
+from sgjax.kernels.paged_decode import specs as decode_specs
+from sgjax.kernels.paged_prefill import mosaic as prefill_mosaic
+from sgjax.kernels.paged_prefill import reference as prefill_reference
+from sgjax.kernels.paged_prefill import specs as prefill_specs
+from sgjax.kernels.write_kv import mosaic as write_mosaic
+from sgjax.kernels.write_kv import reference as write_reference
+from sgjax.kernels.write_kv import specs as write_specs
+
+# Shared memory that was never written is NaN in the interpreter, and rows past a block's are computed and dropped.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
+
+_DECODE = (
+    *(case for case in decode_specs.PARITY if case.dtype == "bfloat16"),
+    AttentionCase(kv_lens=(33, 0, 5), num_kv_heads=1, group=64, page_size=32),
+)
+_PREFILL = (
+    *(case for case in prefill_specs.PARITY if case.dtype == "bfloat16"),
+    AttentionCase(q_lens=(2, 1), kv_lens=(20, 1), num_kv_heads=1, group=71),  # A token's heads fill over one block.
+    AttentionCase(q_lens=(5, 0, 30), kv_lens=(70, 9, 40), window=7, soft_cap=5.0, group=5, head_dim=128, page_size=32),
+)
+
+
+def _interpreted(function, args, kwargs, capsys):
+    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
+        out = jax.block_until_ready(function(*args, **kwargs))
+    assert "RACE DETECTED" not in capsys.readouterr().out
+    return out
+
+
+def _assert_close(out, reference) -> None:
+    """Within two roundings to bfloat16, that of the weights and that of the result."""
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), np.asarray(reference, np.float32), rtol=2**-6, atol=2**-7)
+
+
+@pytest.mark.parametrize("case", _DECODE, ids=lambda case: case.name)
+def test_paged_decode(case, capsys):
+    args = case.make()
+    out = _interpreted(decode_mosaic.paged_decode, args, case.kwargs, capsys)
+    _assert_close(out, decode_reference.paged_decode(*args, **case.kwargs))
+
+
+@pytest.mark.parametrize("case", _PREFILL, ids=lambda case: case.name)
+def test_paged_prefill(case, capsys):
+    args = case.make()
+    out = _interpreted(prefill_mosaic.paged_prefill, args, case.kwargs, capsys)
+    _assert_close(out, prefill_reference.paged_prefill(*args, **case.kwargs))
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in write_specs.PARITY if case.dtype == "bfloat16"], ids=lambda case: case.name
+)
+def test_write_kv(case, capsys):
+    args = case.make()
+    out = _interpreted(jax.jit(write_mosaic.write_kv), args, {}, capsys)
+    for cache, expected in zip(out, write_reference.write_kv(*args), strict=True):
+        np.testing.assert_array_equal(np.asarray(cache, np.float32), np.asarray(expected, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"dtype": "float32"}, "float32"), ({"head_dim": 96}, "96"), ({"page_size": 8}, "page_size is 8")],
+)
+def test_what_is_not_supported_is_named(change, named):
+    for function, case in (
+        (decode_mosaic.paged_decode, AttentionCase(kv_lens=(3,), **change)),
+        (prefill_mosaic.paged_prefill, AttentionCase(kv_lens=(3,), q_lens=(2,), **change)),
+    ):
+        with pytest.raises(NotImplementedError, match=named):
+            jax.eval_shape(lambda *args, f=function, c=case: f(*args, **c.kwargs), *case.shapes())
+    if "page_size" not in change:
+        with pytest.raises(NotImplementedError, match=named):
+            jax.eval_shape(write_mosaic.write_kv, *WriteCase(num_tokens=3, **change).shapes())
+
+
+def test_decode_names_a_group_that_is_too_large():
+    case = AttentionCase(kv_lens=(3,), group=65)
+    with pytest.raises(NotImplementedError, match="65 query heads"):
+        jax.eval_shape(lambda *args: decode_mosaic.paged_decode(*args, **case.kwargs), *case.shapes())
