@@ -1,0 +1,23 @@
+"""`paged_decode` in C++ for CPUs: reads the pages in place, in time that the rows' lengths alone decide."""
+
+from __future__ import annotations
+
+import jax
+
+from sgjax.kernels.native.attention import attend
+
+
+def paged_decode(
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    page_table: jax.Array,
+    kv_lens: jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> jax.Array:
+    """See `api.PagedDecode`."""
+    target = "sgjax_paged_decode"
+    return attend(target, q, k_cache, v_cache, page_table, kv_lens, scale=scale, window=window, soft_cap=soft_cap)
