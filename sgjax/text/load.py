@@ -10,8 +10,8 @@ from typing import Any
 import tokenizers
 
 from sgjax.config import ConfigError
+from sgjax.gguf_container import read_container
 from sgjax.text import sentencepiece, vocabulary
-from sgjax.text.gguf_metadata import read_gguf_metadata
 from sgjax.text.tokenizer import Tokenizer
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -134,7 +134,7 @@ def _folder_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]
 
 def _from_gguf(path: Path) -> dict[str, Any]:
     """What `Tokenizer` takes, from GGUF metadata. Flags and defaults are llama.cpp's."""
-    metadata = read_gguf_metadata(path)
+    metadata = read_container(path).metadata
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         backend, adds_bos = _gguf_byte_level(metadata)

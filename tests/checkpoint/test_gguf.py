@@ -13,6 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType as Quant
 from gguf import GGUFWriter
 
+from sgjax.gguf_container import read_container
 from sgjax.models.checkpoint import CheckpointError, open_checkpoint
 from sgjax.models.checkpoint.dequantize import dequantize
 
@@ -271,6 +272,16 @@ def test_refused(write_gguf, settings, words):
     with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
         open_checkpoint(str(path))
     assert str(path) in str(caught.value)
+
+
+def test_header_equals_the_gguf_package(embedded_model_path, write_gguf):
+    for path in (embedded_model_path, write_gguf(Quant.Q4_0, metadata={"é": "ü", "f": 0.5, "list": [1, 2, 3]})):
+        container, reader = read_container(path), gguf.GGUFReader(path)
+        fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+        assert container.metadata == fields
+        assert container.tensors == {
+            t.name: (tuple(map(int, t.shape[::-1])), t.tensor_type, t.data_offset) for t in reader.tensors
+        }
 
 
 def test_truncated_at_any_byte(write_gguf):

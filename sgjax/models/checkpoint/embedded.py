@@ -102,10 +102,10 @@ def _download_wheel(folder: Path, progress: Progress | None) -> Path:
 def _pip_reports_progress() -> bool:
     """Whether pip knows `--progress-bar=raw`, which came with 24.1; Python 3.12.0 to 3.12.4 bring an older one."""
     try:
-        major, minor, *_ = importlib.metadata.version("pip").split(".")
+        version = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("pip"))
     except importlib.metadata.PackageNotFoundError:
         return False
-    return (int(major), int(minor)) >= (24, 1)
+    return version is not None and (int(version[1]), int(version[2])) >= (24, 1)
 
 
 def _extract(wheel: Path, target: Path, progress: Progress | None) -> None:

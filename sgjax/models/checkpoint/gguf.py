@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from sgjax.gguf_container import GGUFContainer, GGUFError, read_container
 from sgjax.layers.rotary import Llama3, Rope
 from sgjax.models.checkpoint.base import CheckpointError, TensorInfo
 from sgjax.models.checkpoint.dequantize import dequantize
-from sgjax.models.checkpoint.gguf_container import GGUFContainer, read_container
 from sgjax.models.checkpoint.safetensors import read_bytes
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -51,21 +52,29 @@ class GGUFFile:
 
     def __init__(self, path: Path):
         self.tokenizer_source = path
-        self._container = read_container(path)
-        self.config = read_config(self._container)
-        self.generation_config = _generation_config(self._container.metadata)
-        names = {name: _hf_name(path, name) for name in self._container.tensors if name != _ROPE_FACTORS}
-        self._sources = {hf_name: name for name, hf_name in names.items()}
+        try:
+            container = read_container(path)
+        except GGUFError as error:
+            raise CheckpointError(str(error)) from error
+        self._stored = _stored_tensors(container)
+        self.config = read_config(container, self._rope_factors())
+        self.generation_config = _generation_config(container.metadata)
+        self._sources = {_hf_name(path, name): name for name in self._stored if name != _ROPE_FACTORS}
         self.tensors: Mapping[str, TensorInfo] = {
-            hf_name: _tensor_info(self._container, name) for hf_name, name in self._sources.items()
+            hf_name: TensorInfo(self._stored[name].shape, self._stored[name].type.name, str(path))
+            for hf_name, name in self._sources.items()
         }
-        self.nbytes = sum(tensor.nbytes for tensor in self._container.tensors.values())
+        self.nbytes = sum(tensor.nbytes for tensor in self._stored.values())
 
     def read(self, name: str) -> np.ndarray:
-        path = self._container.path
         if name not in self._sources:
-            raise CheckpointError(f"{path}: there is no tensor {name}")
-        return _read_tensor(self._container, self._sources[name], self._num_rotary_heads(name))
+            raise CheckpointError(f"{self.tokenizer_source}: there is no tensor {name}")
+        source = self._sources[name]
+        return _read_tensor(self.tokenizer_source, source, self._stored[source], self._num_rotary_heads(name))
+
+    def _rope_factors(self) -> np.ndarray | None:
+        stored = self._stored.get(_ROPE_FACTORS)
+        return None if stored is None else _read_tensor(self.tokenizer_source, _ROPE_FACTORS, stored)
 
     def _num_rotary_heads(self, name: str) -> int | None:
         """The heads of a projection whose rows llama.cpp reorders for its interleaved rotary embedding."""
@@ -75,14 +84,37 @@ class GGUFFile:
         return self.config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"]
 
 
-def _tensor_info(container: GGUFContainer, name: str) -> TensorInfo:
-    tensor = container.tensors[name]
-    return TensorInfo(tensor.shape, tensor.type.name, str(container.path))
+class _Stored(NamedTuple):
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    offset: int
+    nbytes: int
 
 
-def _read_tensor(container: GGUFContainer, name: str, num_rotary_heads: int | None = None) -> np.ndarray:
-    tensor = container.tensors[name]
-    raw = read_bytes(container.path, tensor.offset, tensor.nbytes, name)
+def _stored_tensors(container: GGUFContainer) -> dict[str, _Stored]:
+    """The tensors of a file, each of a known type and wholly inside it."""
+    path, file_bytes, stored = container.path, container.path.stat().st_size, {}
+    for name, (shape, type_id, offset) in container.tensors.items():
+        try:
+            type_ = GGMLQuantizationType(type_id)
+            block_len, block_bytes = GGML_QUANT_SIZES[type_]
+        except (ValueError, KeyError):
+            raise CheckpointError(f"{path}: tensor {name} has the unknown quantisation type {type_id}") from None
+        if shape and shape[-1] % block_len:
+            raise CheckpointError(
+                f"{path}: corrupt: tensor {name} has rows of {shape[-1]}, no multiple of {type_.name}'s {block_len}"
+            )
+        nbytes = math.prod(shape) // block_len * block_bytes
+        if offset + nbytes > file_bytes:
+            raise CheckpointError(
+                f"{path}: truncated: tensor {name} ends at byte {offset + nbytes}, the file at {file_bytes}"
+            )
+        stored[name] = _Stored(shape, type_, offset, nbytes)
+    return stored
+
+
+def _read_tensor(path: Path, name: str, tensor: _Stored, num_rotary_heads: int | None = None) -> np.ndarray:
+    raw = read_bytes(path, tensor.offset, tensor.nbytes, name)
     if num_rotary_heads is not None:
         raw = _restore_rows(raw.reshape(tensor.shape[0], -1), num_rotary_heads)
     if tensor.type in _PLAIN:
@@ -91,7 +123,7 @@ def _read_tensor(container: GGUFContainer, name: str, num_rotary_heads: int | No
         return dequantize(raw.reshape(*tensor.shape[:-1], -1), tensor.type).reshape(tensor.shape)
     except NotImplementedError as error:
         raise CheckpointError(
-            f"{container.path}: tensor {name} has the unsupported quantisation type {tensor.type.name}"
+            f"{path}: tensor {name} has the unsupported quantisation type {tensor.type.name}"
         ) from error
 
 
@@ -113,8 +145,11 @@ def _hf_name(path: Path, name: str) -> str:
     raise CheckpointError(f"{path}: tensor {name} has no place in the architectures {', '.join(ARCHITECTURES)}")
 
 
-def read_config(container: GGUFContainer) -> dict[str, Any]:
+def read_config(container: GGUFContainer, rope_factors: np.ndarray | None = None) -> dict[str, Any]:
     """What the model's `config.json` says, from GGUF metadata.
+
+    Args:
+      rope_factors: what each rotary frequency is divided by, (H/2,), when the file has a tensor of them.
 
     Raises:
       CheckpointError: a key is missing, or says something that sgjax does not do.
@@ -153,7 +188,7 @@ def read_config(container: GGUFContainer) -> dict[str, Any]:
         "rms_norm_eps": fact("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": context_length,
         "rope_theta": fact("rope.freq_base", 10000.0),
-        "rope_scaling": _rope_scaling(container, fact, head_dim),
+        "rope_scaling": _rope_scaling(path, fact, rope_factors, head_dim),
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
@@ -182,29 +217,30 @@ def _refuse_unsupported(container: GGUFContainer) -> None:
         raise CheckpointError(f"{path}: tensor token_embd.weight is missing")
 
 
-def _rope_scaling(container: GGUFContainer, fact: Any, head_dim: int) -> dict[str, Any] | None:
-    if _ROPE_FACTORS in container.tensors:
-        return _llama3_scaling(container, float(fact("rope.freq_base", 10000.0)), head_dim)
+def _rope_scaling(path: Path, fact: Any, rope_factors: np.ndarray | None, head_dim: int) -> dict[str, Any] | None:
+    if rope_factors is not None:
+        if rope_factors.shape != (head_dim // 2,):
+            raise CheckpointError(f"{path}: tensor {_ROPE_FACTORS} has shape {rope_factors.shape}")
+        return _llama3_scaling(path, rope_factors, float(fact("rope.freq_base", 10000.0)))
     # Old files state a linear scaling's inverse under a key of its own.
     factor = float(fact("rope.scaling.factor", fact("rope.scale_linear", 1.0)))
     kind = fact("rope.scaling.type", "none" if factor == 1.0 else "linear")
     if kind == "none" or factor == 1.0:
         return None
     if kind not in ("linear", "yarn"):
-        raise CheckpointError(f"{container.path}: rope scaling {kind!r} is not supported")
+        raise CheckpointError(f"{path}: rope scaling {kind!r} is not supported")
     # The stated context length includes a linear scaling, but not YaRN's (as in llama.cpp).
     stated = fact("context_length") / (factor if kind == "linear" else 1.0)
     original = int(fact("rope.scaling.original_context_length", stated))
     return {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
 
 
-def _llama3_scaling(container: GGUFContainer, theta: float, head_dim: int) -> dict[str, Any] | None:
+def _llama3_scaling(path: Path, stored: np.ndarray, theta: float) -> dict[str, Any] | None:
     """Llama 3.1's rope scaling, which a GGUF file holds only as the factor of each frequency.
 
     The factors are those of `{"rope_type": "llama3", ...}` with the constants of every published model, or refused:
     a file with other factors would be served with wrong positions.
     """
-    stored = _read_tensor(container, _ROPE_FACTORS).astype(np.float32)
     if np.all(stored == 1.0):
         return None
     scaling = {
@@ -214,10 +250,11 @@ def _llama3_scaling(container: GGUFContainer, theta: float, head_dim: int) -> di
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
+    head_dim = 2 * stored.size
     scaled = Rope(head_dim, theta, Llama3(scaling["factor"], 1.0, 4.0, 8192))
     expected = Rope(head_dim, theta).frequencies() / scaled.frequencies()
-    if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4):
-        raise CheckpointError(f"{container.path}: tensor {_ROPE_FACTORS} does not hold Llama 3.1's rope scaling")
+    if not np.allclose(stored, expected, rtol=1e-4):
+        raise CheckpointError(f"{path}: tensor {_ROPE_FACTORS} does not hold Llama 3.1's rope scaling")
     return scaling
 
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from sgjax.gguf_container import copy_metadata
 from sgjax.models.checkpoint.base import CheckpointError, TensorInfo
 from sgjax.models.checkpoint.folder import TOKENIZER_FILES, read_configs, read_json
-from sgjax.models.checkpoint.gguf_container import copy_metadata
 
 MARKER = "sgjax_checkpoint.json"
 LAYOUT = 1
@@ -28,6 +29,7 @@ LAYOUT = 1
 
 _PARAMS = "params"
 _TOKENIZER_GGUF = "tokenizer.gguf"
+_NUM_READERS = 2
 _NAME_OF = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -63,14 +65,28 @@ class OrbaxFolder:
         Raises:
           CheckpointError: the checkpoint holds other parameters, or cannot be read.
         """
-        import orbax.checkpoint as ocp
-
         self._check(abstract)
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+        with ThreadPoolExecutor(_NUM_READERS) as readers:
+            pending = jax.tree_util.tree_map_with_path(
+                lambda path, array: readers.submit(self._read, _name(path), array), abstract
+            )
+            return jax.tree.map(lambda future: future.result(), pending)
+
+    def _read(self, name: str, array: jax.ShapeDtypeStruct) -> jax.Array:
+        """One parameter. Orbax itself reads all at once, which takes twice the time and half as much memory again."""
+        import tensorstore
+
+        base = {"driver": "file", "path": f"{self._params.absolute()}/"}
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": name.replace("/", ".") + "/"}}
         try:
-            return jax.block_until_ready(_checkpointer().restore(self._params.absolute(), args=args))
-        except Exception as error:  # whatever tensorstore and Orbax raise for damaged files
-            raise CheckpointError(f"{self._params}: cannot be restored: {_first_line(error)}") from error
+            stored = tensorstore.cast(tensorstore.open(spec).result(), array.dtype)
+            restored = jax.make_array_from_callback(
+                array.shape, array.sharding, lambda index: stored[index].read().result()
+            )
+            # Waiting keeps host memory to a parameter per reader.
+            return jax.block_until_ready(restored)
+        except ValueError as error:  # tensorstore's only kind
+            raise CheckpointError(f"{self._params}: parameter {name}: {_first_line(error)}") from error
 
     def _check(self, abstract: Any) -> None:
         wanted = _flatten(abstract)
@@ -158,9 +174,12 @@ def _read_metadata(params: Path) -> Any:
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by path. Orbax's metadata has text for the layers' numbers, which the path has anyway."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """A parameter's name. Orbax's metadata has text for the layers' numbers, which is the same here."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _first_line(error: Exception) -> str:
