@@ -79,13 +79,15 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             sink = stack.enter_context(open(args.output, "w", encoding="utf-8")) if args.output else sys.stdout
         except OSError as error:
             parser.error(f"{error.filename}: {error.strerror}")
-        engine = _load(config)
+        has_lines = args.jsonl or (args.file or "").endswith(".jsonl")
+        # One prompt needs a few buckets only: they are compiled as it comes to them.
+        engine = _load(config if has_lines else config.replace(skip_warmup=True))
         if engine is None:
             return 1
         stack.enter_context(engine)
         defaults = {**sampling_defaults(engine.generation_defaults), **given}
         try:
-            if args.jsonl or (args.file or "").endswith(".jsonl"):
+            if has_lines:
                 return generate_lines(engine, source, sink, defaults)
             prompt = args.prompt if args.prompt is not None else source.read()
             return generate_one(engine, prompt, sink, defaults, raw=args.raw)
