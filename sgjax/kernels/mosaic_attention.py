@@ -1,8 +1,9 @@
 """The Hopper kernel behind `paged_decode.mosaic` and `paged_prefill.mosaic`: blocks of query rows over cache pages.
 
 A query row is one query head of one token. Rows that share a sequence and a KV head are attended together, 64 at a
-time, which is what one `wgmma` takes: scores = q @ k^T, an online softmax in float32, out += p @ v. Keys and values
-come in blocks of whole pages, one TMA copy per page, double-buffered.
+time, which is what one `wgmma` takes: scores = q @ k^T, an online softmax in float32, out += weights @ v. Keys and
+values come in blocks of 64 positions, one TMA copy per page, double-buffered. Two programs fit on a multiprocessor and
+hide each other's waits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 BLOCK_ROWS = 64
-_MIN_BLOCK_KEYS = 64
+_BLOCK_KEYS = 64
 _NUM_STAGES = 2
 _LOG2_E = math.log2(math.e)
 _MIN = -1e30  # Finite, so that a row which has seen no key yet gives exp(-inf - _MIN) = 0 and not NaN.
@@ -77,15 +78,15 @@ def attend(
       (R, H); rows of no block are uninitialised.
     """
     num_kv_heads, _, page_size, head_dim = k_cache.shape
-    block_keys = max(_MIN_BLOCK_KEYS, page_size)
+    copies_per_block = 2 * max(1, _BLOCK_KEYS // page_size)
     scratch = _Scratch(
         q=_tiled_smem((BLOCK_ROWS, head_dim), q.dtype),
-        k=_tiled_smem((_NUM_STAGES, block_keys, head_dim), q.dtype),
-        v=_tiled_smem((_NUM_STAGES, block_keys, head_dim), q.dtype),
-        weights=_tiled_smem((BLOCK_ROWS, block_keys), q.dtype),
+        k=_tiled_smem((_NUM_STAGES, _BLOCK_KEYS, head_dim), q.dtype),
+        v=_tiled_smem((_NUM_STAGES, _BLOCK_KEYS, head_dim), q.dtype),
+        weights=_tiled_smem((BLOCK_ROWS, _BLOCK_KEYS), q.dtype),
         rows=plgpu.SMEM((BLOCK_ROWS, head_dim), q.dtype),
         q_barrier=plgpu.Barrier(),
-        kv_barriers=plgpu.Barrier(num_arrivals=2 * (block_keys // page_size), num_barriers=_NUM_STAGES),
+        kv_barriers=plgpu.Barrier(num_arrivals=copies_per_block, num_barriers=_NUM_STAGES),
     )
     kernel = plgpu.kernel(
         functools.partial(_attend_block, options=_Options(rows_per_token, rows_per_head, scale, window, soft_cap)),
@@ -132,24 +133,25 @@ def _attend_block(q, k_cache, v_cache, page_table, /, *refs, options: _Options, 
     kv_head = lax.axis_index("kv_head")
     block = QueryBlocks(*(ref[lax.axis_index("block")] for ref in block_refs))
     first_row = block.first_row + kv_head * options.rows_per_head
-    num_stages, block_keys, head_dim = smem.k.shape
-    begin, end = _key_blocks(block, block_keys, options)
+    begin, end = _key_blocks(block, options)
 
     def start_copies(index):
-        """Keys and values of a block of pages. Past the last page it is read again, and masked."""
+        """A block of keys and values. Past the last page that is read again, and masked."""
         page_size = k_cache.shape[2]
-        last_page = lax.div(block.kv_len - 1, page_size)
-        slot = lax.rem(index, num_stages)
-        for i in range(block_keys // page_size):
-            column = jnp.minimum(index * (block_keys // page_size) + i, last_page)
+        copy_len = min(page_size, _BLOCK_KEYS)
+        slot = lax.rem(index, _NUM_STAGES)
+        for start in range(0, _BLOCK_KEYS, copy_len):
+            position = index * _BLOCK_KEYS + start
+            column = jnp.minimum(lax.div(position, page_size), lax.div(block.kv_len - 1, page_size))
             page_id = page_table[block.sequence, column]
+            part = pl.ds(pl.multiple_of(lax.rem(position, page_size), copy_len), copy_len)
             for cache, buffer in ((k_cache, smem.k), (v_cache, smem.v)):
-                rows = buffer.at[slot, pl.ds(i * page_size, page_size)]
-                plgpu.copy_gmem_to_smem(cache.at[kv_head, page_id], rows, smem.kv_barriers.at[slot])
+                rows = buffer.at[slot, pl.ds(start, copy_len)]
+                plgpu.copy_gmem_to_smem(cache.at[kv_head, page_id, part], rows, smem.kv_barriers.at[slot])
 
     def step(index, carry):
         acc, max_score, total = carry
-        slot = lax.rem(index, num_stages)
+        slot = lax.rem(index, _NUM_STAGES)
         plgpu.barrier_wait(smem.kv_barriers.at[slot])
         scores = _scores(_multiply(smem.q, smem.k.at[slot].transpose((1, 0))), index, block, options)
         new_max = jnp.maximum(max_score, scores.max(axis=1))
@@ -157,10 +159,10 @@ def _attend_block(q, k_cache, v_cache, page_table, /, *refs, options: _Options, 
         weights = jnp.exp2(scores - lax.broadcast_in_dim(new_max, scores.shape, [0]))
         total = total * decay + weights.sum(axis=1)
         smem.weights[...] = weights.astype(smem.weights.dtype)
-        pl.when((index + 1) * block_keys > block.kv_len)(lambda: _zero_unwritten(smem.v, slot, index, block.kv_len))
+        pl.when((index + 1) * _BLOCK_KEYS > block.kv_len)(lambda: _zero_unwritten(smem.v, slot, index, block.kv_len))
         plgpu.commit_smem()
         fresh = _multiply(smem.weights, smem.v.at[slot])
-        pl.when(index + num_stages < end)(lambda: start_copies(index + num_stages))
+        pl.when(index + _NUM_STAGES < end)(lambda: start_copies(index + _NUM_STAGES))
         return acc * lax.broadcast_in_dim(decay, acc.shape, [0]) + fresh, new_max, total
 
     @pl.when(block.num_rows > 0)
@@ -168,13 +170,13 @@ def _attend_block(q, k_cache, v_cache, page_table, /, *refs, options: _Options, 
         # Rows past the block's are other rows, or zeros past the array: nothing that is kept depends on them.
         # They go through `rows` because a copy into a tiled buffer must begin at a multiple of 8 rows.
         plgpu.copy_gmem_to_smem(q.at[pl.ds(first_row, BLOCK_ROWS)], smem.rows, smem.q_barrier)
-        for i in range(num_stages):
+        for i in range(_NUM_STAGES):
             pl.when(begin + i < end)(functools.partial(start_copies, begin + i))
         plgpu.barrier_wait(smem.q_barrier)
         smem.q[...] = plgpu.layout_cast(smem.rows[...], plgpu.Layout.WGMMA)
         plgpu.commit_smem()
         row_layout = plgpu.Layout.WGMMA.reduce(1)
-        acc = plgpu.layout_cast(jnp.zeros((BLOCK_ROWS, head_dim), jnp.float32), plgpu.Layout.WGMMA)
+        acc = plgpu.layout_cast(jnp.zeros(smem.rows.shape, jnp.float32), plgpu.Layout.WGMMA)
         max_score = plgpu.layout_cast(jnp.full((BLOCK_ROWS,), _MIN, jnp.float32), row_layout)
         total = plgpu.layout_cast(jnp.zeros((BLOCK_ROWS,), jnp.float32), row_layout)
         acc, _, total = lax.fori_loop(begin, end, step, (acc, max_score, total))
@@ -184,13 +186,13 @@ def _attend_block(q, k_cache, v_cache, page_table, /, *refs, options: _Options, 
         _store_rows(smem.rows, out, first_row, block.num_rows)
 
 
-def _key_blocks(block: QueryBlocks, block_keys: int, options: _Options) -> tuple[jax.Array, jax.Array]:
+def _key_blocks(block: QueryBlocks, options: _Options) -> tuple[jax.Array, jax.Array]:
     """The range of blocks of keys that some row of the block sees."""
     last_position = block.first_position + lax.div(block.row_offset + block.num_rows - 1, options.rows_per_token)
-    end = lax.div(last_position + block_keys, block_keys)
+    end = lax.div(last_position + _BLOCK_KEYS, _BLOCK_KEYS)
     if options.window is None:
         return jnp.int32(0), end
-    return lax.div(jnp.maximum(block.first_position - options.window + 1, 0), block_keys), end
+    return lax.div(jnp.maximum(block.first_position - options.window + 1, 0), _BLOCK_KEYS), end
 
 
 def _multiply(a: Any, b: Any) -> jax.Array:

@@ -1,0 +1,79 @@
+"""The Hopper kernels and whole steps with them, compiled for an H100 without one: they fit, and copy nothing large."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMPILER = Path(__file__).parents[2] / "build" / "h100"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What `h100.py` prints, run apart since the compiler's packages would disturb JAX here."""
+    if not COMPILER.exists():
+        unavailable = COMPILER.with_suffix(".unavailable")
+        pytest.skip(unavailable.read_text() if unavailable.exists() else "scripts/install_h100_compiler.py was not run")
+    dump = tmp_path_factory.mktemp("h100")
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(COMPILER),
+        "XLA_FLAGS": f"--xla_dump_to={dump} --xla_dump_emitter_re=ptx",
+        "MOSAIC_GPU_DUMP_TO": str(dump),
+        "MOSAIC_GPU_DUMP_PTX": "1",
+        "MOSAIC_GPU_DUMP_PTXAS": "1",
+    }
+    script = Path(__file__).with_name("h100.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_kernels_do_not_spill(report):
+    assert {kernel["op"] for kernel in report["kernels"]} == {"paged_decode", "paged_prefill", "write_kv"}
+    for kernel in report["kernels"]:
+        mosaic = {name: use for name, use in kernel["compiled"].items() if name.endswith("mosaic_gpu_kernel")}
+        assert len(mosaic) == 1, kernel
+        for name, use in kernel["compiled"].items():
+            print(kernel["op"], kernel["case"], name, use)
+            assert use["spilled_bytes"] == 0, (kernel["case"], name)
+
+
+def test_attention_fits_twice_on_a_multiprocessor(report):
+    """Two programs side by side hide each other's waits: 128 threads each, of 65,536 registers."""
+    for kernel in report["kernels"]:
+        for name, use in kernel["compiled"].items():
+            if name.endswith("mosaic_gpu_kernel"):
+                assert use["registers"] * 128 * 2 <= 65536, kernel
+
+
+def test_write_kv_is_in_place(report):
+    (kernel,) = [kernel for kernel in report["kernels"] if kernel["op"] == "write_kv"]
+    assert kernel["alias_bytes"] == kernel["donated_bytes"] > 0
+
+
+@pytest.mark.parametrize(("name", "output"), [("decode", "f32[64,128256]"), ("prefill", None)])
+def test_steps_make_no_copy_of_weights_or_cache(report, name, output):
+    """Of an 8B Llama: nothing as large as a weight or a layer's cache is made but the cache's update in place."""
+    step = report["steps"][name]
+    print(name, {key: step[key] for key in ("num_layers", "cache_bytes", "alias_bytes", "temp_bytes")})
+    assert step["alias_bytes"] >= step["cache_bytes"]
+    cache_writes = [kind for kind, types in step["large"] if types == step["cache_shape"]]
+    assert cache_writes == ["fusion"] * (2 * step["num_layers"])
+    assert not {"copy", "transpose", "convert", "while", "conditional"} & {kind for kind, _ in step["large"]}
+    if output is not None:
+        assert [types for _, types in step["large"] if types != step["cache_shape"]] == [output]
+        assert step["temp_bytes"] < 64 << 20
+
+
+def test_steps_are_straight_and_do_not_spill(report):
+    """A loop or a branch would break up the command buffer that a step is launched as."""
+    for name, step in report["steps"].items():
+        assert not {"while", "conditional"} & set(step["counts"]), name
+        assert step["counts"]["custom-call"] == step["num_layers"], name
+        assert {kernel: use for kernel, use in step["compiled"].items() if use["spilled_bytes"]} == {}
