@@ -22,6 +22,7 @@ from jax import lax
 
 _BLOCK = 32
 _CANDIDATE_BLOCKS = 256
+_ROWS_AT_ONCE = 8
 _FLOAT_BITS = 30  # of a float32 in [0, 1]
 
 
@@ -129,8 +130,8 @@ def _threshold(weights: jax.Array, rows: SamplingRows, active: jax.Array) -> jax
         floor, found = _search(candidates, total, rows, by_k, by_p)
         # No weight of the other blocks exceeds the least of these maxima, so what lies above it was all there. The
         # nucleus of what top_k kept is settled only if that was.
-        settled = (jnp.where(by_k, floor, found) > maxima.min(-1)) | ~(by_k | by_p)
-        return lax.cond(settled.all(), lambda: found, lambda: _search(weights, total, rows, by_k, by_p)[1])
+        settled = jnp.where(by_k, floor, found) > maxima.min(-1)
+        return _search_pending(weights, total, rows, by_k, by_p, found, (by_k | by_p) & ~settled)
 
     unfiltered = jnp.zeros(len(weights), weights.dtype)
     found = lax.cond((by_k | by_p).any(), search, lambda: unfiltered)
@@ -150,6 +151,28 @@ def _search(
         return jnp.where(by_p, _bisect(weights, weights, rows.top_p * kept), 0)
 
     return floor, jnp.maximum(floor, lax.cond(by_p.any(), nucleus, lambda: unfiltered))
+
+
+def _search_pending(
+    weights: jax.Array,
+    total: jax.Array,
+    rows: SamplingRows,
+    by_k: jax.Array,
+    by_p: jax.Array,
+    found: jax.Array,
+    pending: jax.Array,
+) -> jax.Array:
+    """Replaces `found` by a search of the whole row where it is `pending`, a few rows at a time: mostly few are."""
+    num_rows = min(_ROWS_AT_ONCE, len(weights))
+
+    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        found, pending = state
+        picked = lax.top_k(pending.astype(jnp.int32), num_rows)[1]
+        searched = _search(*jax.tree.map(lambda x: x[picked], (weights, total, rows, by_k, by_p)))[1]
+        found = found.at[picked].set(jnp.where(pending[picked], searched, found[picked]))
+        return found, pending.at[picked].set(False)
+
+    return lax.while_loop(lambda state: state[1].any(), step, (found, pending))[0]
 
 
 def _mass(weights: jax.Array, values: jax.Array | float, threshold: jax.Array) -> jax.Array:

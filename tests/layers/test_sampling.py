@@ -117,6 +117,17 @@ def test_filters_keep_what_a_sort_keeps(seed, spread, temperature, top_k, top_p,
         assert weights[differing].sum() <= 2 * weights[expected].min() + mass_error
 
 
+def test_each_row_is_filtered_on_its_own():
+    """More rows than are searched at once, of all kinds: settled early, late, and not filtered at all."""
+    n = 24
+    rng = np.random.default_rng(6)
+    logits = (rng.normal(size=(n, VOCAB)) * rng.choice([0.5, 2.0, 8.0], (n, 1))).astype(np.float32)
+    top_k, top_p = rng.choice([-1, 5, 9000], n), rng.choice([0.5, 0.9, 1.0], n)
+    for i, kept in enumerate(kept_by_layer(logits, make_rows(n, top_k=top_k, top_p=top_p))):
+        expected = kept_by_numpy(logits[i], 1.0, int(top_k[i]), float(np.float32(top_p[i])), 0.0)
+        assert len(np.setxor1d(kept, expected)) <= 1 + 1e-4 * len(expected)
+
+
 def test_top_k_keeps_exactly_k_without_ties_and_ties_with_the_last():
     logits = np.random.default_rng(1).permutation(VOCAB).astype(np.float32)[None] / 1000
     for k in (2, 7, 500, 19_000):
