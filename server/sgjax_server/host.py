@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from sgjax_server.errors import ApiError
+from sgjax_server.tokens import TokenTexts
 
 if TYPE_CHECKING:
     from sgjax.engine import Engine
@@ -57,6 +59,11 @@ class EngineHost:
         if status["status"] == "loading":
             raise ApiError(503, f"the model is loading: {status['stage']}", code="loading")
         raise ApiError(503, f"the engine has failed: {status['message']}", code="engine_failed")
+
+    @functools.cached_property
+    def token_texts(self) -> TokenTexts:
+        """Texts of single tokens, remembered."""
+        return TokenTexts(self.engine.tokenizer)
 
     def status(self) -> dict[str, Any]:
         """What `/health` reports; its `status` is "ready", "loading" or "failed"."""

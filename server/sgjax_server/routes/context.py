@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
+from sgjax_server.host import EngineHost
 from sgjax_server.sampling_defaults import sampling_defaults
 from sgjax_server.tokens import TokenTexts
 
@@ -25,7 +25,8 @@ class Context:
 
     def __init__(self, request: Request):
         state = request.app.state
-        self.engine: Engine = state.host.engine
+        self._host: EngineHost = state.host
+        self.engine: Engine = self._host.engine
         self.stream_interval: int = state.config.stream_interval
         self.model_name: str = state.config.served_model_name or self.engine.model_name
         self.started_s: int = state.started_s
@@ -37,12 +38,7 @@ class Context:
 
     @property
     def token_texts(self) -> TokenTexts:
-        return _token_texts(self.engine.tokenizer)
-
-
-@functools.lru_cache(maxsize=1)
-def _token_texts(tokenizer: Any) -> TokenTexts:
-    return TokenTexts(tokenizer)
+        return self._host.token_texts
 
 
 def _context(request: Request) -> Context:

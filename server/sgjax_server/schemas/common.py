@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from sgjax.types import RequestError
 
@@ -18,6 +27,27 @@ def _encodable(text: str) -> str:
 
 RequestId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_encodable)]
 """A request's id from the client, echoed in the answer."""
+
+
+def _form(value: Any) -> str:
+    """Which member of a union of prompts is meant, from the first item: trying all on a long prompt takes ms."""
+    if isinstance(value, list):
+        return {str: "texts", list: "id lists"}.get(type(value[0]) if value else int, "ids")
+    return "text"
+
+
+def _id_form(value: Any) -> str:
+    return "id lists" if isinstance(value, list) and value and isinstance(value[0], list) else "ids"
+
+
+_Texts = Annotated[list[str], Field(fail_fast=True), Tag("texts")]
+_Ids = Annotated[list[int], Field(fail_fast=True), Tag("ids")]
+_IdLists = Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True), Tag("id lists")]
+TokenIds = Annotated[_Ids | _IdLists, Discriminator(_id_form)]
+"""The token ids of one prompt, or of each of several."""
+
+Prompt = Annotated[Annotated[str, Tag("text")] | _Texts | _Ids | _IdLists, Discriminator(_form)]
+"""One prompt or several, as text or as token ids."""
 
 
 class ApiModel(BaseModel):

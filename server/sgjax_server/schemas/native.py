@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgjax.types import Request, RequestError, SamplingParams
-from sgjax_server.schemas.common import ApiModel, RequestId, namespace
+from sgjax_server.schemas.common import ApiModel, RequestId, TokenIds, namespace
 
 
 class GenerateRequest(ApiModel):
@@ -16,13 +16,13 @@ class GenerateRequest(ApiModel):
     IGNORED = frozenset({"custom_labels", "routing_key", "log_metrics", "modalities", "model"})
 
     text: str | list[str] | None = None
-    input_ids: list[int] | list[list[int]] | None = None
+    input_ids: TokenIds | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     rid: RequestId | list[RequestId] | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
-    token_ids_logprob: list[int] | list[list[int]] | None = None
+    token_ids_logprob: TokenIds | None = None
     return_text_in_logprobs: bool = False
     stream: bool = False
     priority: int | None = None

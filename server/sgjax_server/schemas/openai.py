@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from sgjax.types import RequestError, SamplingParams
-from sgjax_server.schemas.common import ApiModel, RequestId
+from sgjax_server.schemas.common import ApiModel, Prompt, RequestId
 
 MAX_TOP_LOGPROBS = 20
 
@@ -144,7 +144,7 @@ class CompletionRequest(_GenerationRequest):
         "top_logprobs_num": "logprobs",
     }
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompt
     max_tokens: int | None = Field(16, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
