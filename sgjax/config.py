@@ -1,7 +1,7 @@
 """Engine configuration: one frozen dataclass, from which the command-line flags are made.
 
-This is the only file that reads the environment. `EngineConfig` may hold "auto" (None); `resolve` returns a new one with
-every such field filled in for a model and a device, and nothing downstream handles None.
+This is the only file that reads the environment. `EngineConfig` may hold "auto" (None); `resolve` returns a new one
+with every such field filled in for a model and a device, and nothing downstream handles None.
 """
 
 from __future__ import annotations

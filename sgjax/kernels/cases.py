@@ -148,5 +148,6 @@ class WriteCase:
 def _summary(lens: tuple[int, ...]) -> str:
     """(7, 7, 7) as "3x7", other short tuples in full."""
     if len(set(lens)) == 1:
-        return f"{len(lens)}x{lens[0]}" if len(lens) > 1 else str(lens[0])
+        first, *others = lens
+        return f"{len(lens)}x{first}" if others else str(first)
     return "_".join(map(str, lens)) if len(lens) <= 8 else f"{len(lens)}rows{min(lens)}to{max(lens)}"

@@ -1,5 +1,7 @@
 """Cases of `paged_decode`."""
 
+from typing import Any
+
 from sgjax.kernels.cases import AttentionCase as Case
 
 PARITY = (
@@ -17,10 +19,11 @@ PARITY = (
 )
 
 # Steps of SmolLM2-135M on a CPU.
-_smollm = dict(num_kv_heads=3, group=3)
-BENCHMARK_CPU = tuple(
-    Case(kv_lens=(kv_len,) * rows, **_smollm) for kv_len in (256, 512, 1100) for rows in (4, 16, 64)
-) + (Case(kv_lens=tuple(100 + 60 * i for i in range(16)), **_smollm),)
+_smollm: dict[str, Any] = dict(num_kv_heads=3, group=3)
+BENCHMARK_CPU = (
+    *(Case(kv_lens=(kv_len,) * rows, **_smollm) for kv_len in (256, 512, 1100) for rows in (4, 16, 64)),
+    Case(kv_lens=tuple(100 + 60 * i for i in range(16)), **_smollm),
+)
 
 # Steps of Llama-3.1-8B on a GPU.
 BENCHMARK_GPU = tuple(

@@ -1,8 +1,10 @@
 """Cases of `paged_prefill`."""
 
+from typing import Any
+
 from sgjax.kernels.cases import AttentionCase as Case
 
-_ragged = dict(q_lens=(1, 70, 0, 130, 3, 0), kv_lens=(30, 70, 0, 200, 16, 32), num_tokens=256)
+_ragged: dict[str, Any] = dict(q_lens=(1, 70, 0, 130, 3, 0), kv_lens=(30, 70, 0, 200, 16, 32), num_tokens=256)
 PARITY = (
     Case(q_lens=(1,), kv_lens=(1,)),
     Case(q_lens=(64,), kv_lens=(64,), num_tokens=128),
@@ -19,7 +21,7 @@ PARITY = (
 )
 
 # Prefills of SmolLM2-135M on a CPU: one prompt, several, extensions of a cached prefix, many short prompts.
-_smollm = dict(num_kv_heads=3, group=3)
+_smollm: dict[str, Any] = dict(num_kv_heads=3, group=3)
 BENCHMARK_CPU = (
     Case(q_lens=(256,), kv_lens=(256,), **_smollm),
     Case(q_lens=(512,), kv_lens=(512,), **_smollm),
@@ -30,7 +32,7 @@ BENCHMARK_CPU = (
 )
 
 # Prefills of Llama-3.1-8B on a GPU.
-_llama = dict(num_kv_heads=8, group=4, head_dim=128, page_size=64)
+_llama: dict[str, Any] = dict(num_kv_heads=8, group=4, head_dim=128, page_size=64)
 BENCHMARK_GPU = (
     Case(q_lens=(1024,) * 8, kv_lens=(1024,) * 8, **_llama),
     Case(q_lens=(8192,), kv_lens=(8192,), **_llama),

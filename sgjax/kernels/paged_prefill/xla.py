@@ -60,9 +60,7 @@ def paged_prefill(
             new_max = jnp.maximum(max_score, scores.max(-1))
             weights = jnp.where(visible, jnp.exp(scores - new_max[..., None]), 0)
             values = jnp.where((positions < kv_lens[row])[:, None], values, 0)
-            fresh = jnp.einsum(
-                "kqc,kch->kqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-            )
+            fresh = jnp.einsum("kqc,kch->kqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
             decay = jnp.exp(max_score - new_max)
             return total * decay + weights.sum(-1), new_max, acc * decay[..., None] + fresh
 
