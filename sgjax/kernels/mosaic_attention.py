@@ -18,6 +18,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from sgjax.kernels.hopper import check_supported
+
 BLOCK_ROWS = 64
 _BLOCK_KEYS = 64
 _NUM_STAGES = 2
@@ -42,18 +44,6 @@ class QueryBlocks(NamedTuple):
     """Heads of the first token that belong to an earlier block."""
 
 
-def check_supported(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array) -> None:
-    """Raises `NotImplementedError` that names what the kernel cannot do."""
-    page_size, head_dim = k_cache.shape[2:]
-    for name, array in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        if array.dtype != jnp.bfloat16:
-            raise NotImplementedError(f"{name} is {array.dtype}, and this kernel takes bfloat16 alone")
-    if head_dim not in (64, 128):
-        raise NotImplementedError(f"head_dim is {head_dim}, and this kernel takes 64 and 128")
-    if page_size not in (16, 32, 64, 128):
-        raise NotImplementedError(f"page_size is {page_size}, and this kernel takes 16, 32, 64 and 128")
-
-
 def attend(
     q: jax.Array,
     k_cache: jax.Array,
@@ -76,8 +66,14 @@ def attend(
 
     Returns:
       (R, H); rows of no block are uninitialised.
+
+    Raises:
+      NotImplementedError: names what the kernel cannot do.
     """
+    check_supported(q=q, k_cache=k_cache, v_cache=v_cache)
     num_kv_heads, _, page_size, head_dim = k_cache.shape
+    if page_size not in (16, 32, 64, 128):
+        raise NotImplementedError(f"page_size is {page_size}, and this kernel takes 16, 32, 64 and 128")
     copies_per_block = 2 * max(1, _BLOCK_KEYS // page_size)
     scratch = _Scratch(
         q=_tiled_smem((BLOCK_ROWS, head_dim), q.dtype),

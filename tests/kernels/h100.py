@@ -115,11 +115,13 @@ def llama_8b(num_layers: int, sharding: jax.sharding.Sharding) -> LoadedModel:
     return LoadedModel(config, graphdef, params, {}, Path())
 
 
-def compile_step(sharding: jax.sharding.Sharding, key: ForwardKey, num_layers: int, page_size: int) -> dict[str, Any]:
+def compile_step(
+    sharding: jax.sharding.Sharding, kernel_choices: str, key: ForwardKey, num_layers: int, page_size: int
+) -> dict[str, Any]:
     """What a step takes besides weights and cache, and what in it makes large arrays."""
     model = llama_8b(num_layers, sharding)
     num_pages = key.num_rows * key.num_pages
-    ops = resolve("write_kv=xla,*=mosaic", "gpu")
+    ops = resolve(kernel_choices, "gpu")
     lowering = Lowering(
         model, ops, num_slots=key.num_rows, num_pages=num_pages, page_size=page_size, kv_dtype="bfloat16"
     )
@@ -128,6 +130,7 @@ def compile_step(sharding: jax.sharding.Sharding, key: ForwardKey, num_layers: i
     config = model.config
     layer_bytes = 2 * config.num_kv_heads * num_pages * page_size * config.head_dim * 2
     return {
+        "kernel_choices": kernel_choices,
         "num_layers": num_layers,
         "cache_shape": f"bf16[{config.num_kv_heads},{num_pages},{page_size},{config.head_dim}]",
         "cache_bytes": layer_bytes * num_layers,
@@ -190,11 +193,12 @@ def main() -> None:
             }
         )
     steps = {
-        "decode": (ForwardKey(True, 64, 64, 32), 32, 64),
-        "prefill": (ForwardKey(False, 2048, 8, 128), 2, 16),
+        "decode": ("write_kv=xla,*=mosaic", ForwardKey(True, 64, 64, 32), 32, 64),
+        "decode, all mosaic": ("*=mosaic", ForwardKey(True, 64, 64, 128), 2, 16),
+        "prefill": ("write_kv=xla,*=mosaic", ForwardKey(False, 2048, 8, 128), 2, 16),
     }
-    for name, (key, num_layers, page_size) in steps.items():
-        step = compile_step(sharding, key, num_layers, page_size)
+    for name, step_args in steps.items():
+        step = compile_step(sharding, *step_args)
         report["steps"][name] = step | {"compiled": take_reports(dump)}
     print(json.dumps(report))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from sgjax.kernels import resolve
 from sgjax.kernels.cases import AttentionCase, WriteCase
 from sgjax.kernels.paged_decode import mosaic as decode_mosaic
 from sgjax.kernels.paged_decode import reference as decode_reference
@@ -93,3 +95,14 @@ def test_decode_names_a_group_that_is_too_large():
     case = AttentionCase(kv_lens=(3,), group=65)
     with pytest.raises(NotImplementedError, match="65 query heads"):
         jax.eval_shape(lambda *args: decode_mosaic.paged_decode(*args, **case.kwargs), *case.shapes())
+
+
+def test_other_gpus_are_named_and_auto_goes_on(monkeypatch, caplog):
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability="8.0")])
+    case = AttentionCase(kv_lens=(30, 5))
+    args = case.make()
+    with pytest.raises(NotImplementedError, match=r"8\.0"):
+        decode_mosaic.paged_decode(*args, **case.kwargs)
+    out = resolve("*=auto", "gpu").paged_decode(*args, **case.kwargs)
+    _assert_close(out, decode_reference.paged_decode(*args, **case.kwargs))
+    assert "8.0" in caplog.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sgjax.kernels.mosaic_attention import BLOCK_ROWS, QueryBlocks, attend, check_supported
+from sgjax.kernels.mosaic_attention import BLOCK_ROWS, QueryBlocks, attend
 
 
 def paged_decode(
@@ -20,7 +20,6 @@ def paged_decode(
     soft_cap: float | None = None,
 ) -> jax.Array:
     """See `api.PagedDecode`. Raises `NotImplementedError` for what the kernel does not do."""
-    check_supported(q, k_cache, v_cache)
     num_rows, num_kv_heads, group, head_dim = q.shape
     if group > BLOCK_ROWS:
         raise NotImplementedError(f"{group} query heads per KV head, and this kernel takes up to {BLOCK_ROWS}")

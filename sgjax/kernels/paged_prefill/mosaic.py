@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sgjax.kernels.mosaic_attention import BLOCK_ROWS, QueryBlocks, attend, check_supported
+from sgjax.kernels.mosaic_attention import BLOCK_ROWS, QueryBlocks, attend
 
 
 def paged_prefill(
@@ -21,7 +21,6 @@ def paged_prefill(
     soft_cap: float | None = None,
 ) -> jax.Array:
     """See `api.PagedPrefill`. Raises `NotImplementedError` for what the kernel does not do."""
-    check_supported(q, k_cache, v_cache)
     num_tokens, num_kv_heads, group, head_dim = q.shape
     out = attend(
         q.swapaxes(0, 1).reshape(-1, head_dim),
