@@ -46,7 +46,7 @@ class Attention(nnx.Module):
             q, k = rms_norm(q, self.q_norm, cfg.norm_eps), rms_norm(k, self.k_norm, cfg.norm_eps)
         q, k = rotate(q, angles), rotate(k, angles)
         out, cache = paged_attention(q, k, v, batch, cache, ops, scale=cfg.head_dim**-0.5, window=self.window)
-        return linear(out, self.wo, self.bo, num_in=3), cache
+        return linear(out, self.wo, self.bo, num_in=3, dtype=jnp.float32), cache
 
 
 class MLP(nnx.Module):
@@ -60,10 +60,9 @@ class MLP(nnx.Module):
         self.b_down = param(cfg, hidden, hf=f"{down}.bias") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate_up = linear(x, self.w_gate_up, self.b_gate_up)  # (T, F, 2)
-        # In float32 XLA drops the product's rounding to bfloat16 on a CPU, and the conversions with it.
-        gate, up = gate_up[..., 0].astype(jnp.float32), gate_up[..., 1].astype(jnp.float32)
-        return linear((jax.nn.silu(gate) * up).astype(x.dtype), self.w_down, self.b_down)
+        gate_up = linear(x, self.w_gate_up, self.b_gate_up, dtype=jnp.float32)  # (T, F, 2)
+        gate, up = gate_up[..., 0], gate_up[..., 1]
+        return linear((jax.nn.silu(gate) * up).astype(x.dtype), self.w_down, self.b_down, dtype=jnp.float32)
 
 
 class Block(nnx.Module):
@@ -95,7 +94,8 @@ class Decoder(nnx.Module):
 
     def __call__(self, batch: ForwardBatch, cache: list[LayerCache], ops: Ops) -> tuple[jax.Array, list[LayerCache]]:
         """Hidden states (T, D) after the final norm, and the cache with the batch's tokens in it."""
-        x = value(self.embed)[batch.token_ids]
+        # The residual stream is float32 (docs/adr/0004): additions of many layers are where bfloat16 loses most.
+        x = value(self.embed)[batch.token_ids].astype(jnp.float32)
         angles = rotary_angles(batch.positions, self.cfg.rope)
         new_cache = []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
