@@ -121,10 +121,11 @@ def _problem(checkpoint: Checkpoint | OrbaxFolder) -> str | None:
 
 def _hub_models() -> list[LocalModel]:
     import huggingface_hub  # half a second
+    from huggingface_hub import constants
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = huggingface_hub.scan_cache_dir().repos
+        repos = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     models = []
