@@ -32,14 +32,13 @@ def main() -> None:
     specs = importlib.import_module(f"sgjax.kernels.{args.op}.specs")
     device = jax.devices()[0]
     cases = [c for c in getattr(specs, f"BENCHMARK_{device.platform.upper()}") if args.case in c.name]
-    kernels = {
-        name: getattr(resolve(f"{args.op}={name}", device.platform), args.op) for name in args.impl.split(",")
-    }
+    kernels = {name: getattr(resolve(f"{args.op}={name}", device.platform), args.op) for name in args.impl.split(",")}
     rows = []
     for case in cases:
         row: dict[str, Any] = {"case": case.name}
         row |= {f"error_{name}": relative_error(args.op, kernel, case) for name, kernel in kernels.items()}
-        row |= {f"{name}_ms": s * 1e3 for name, s in time_kernels(kernels, case, args.layers, args.repeats).items()}
+        for name, (median_s, least_s) in time_kernels(kernels, case, args.layers, args.repeats).items():
+            row |= {f"{name}_ms": round(median_s * 1e3, 3), f"{name}_least_ms": round(least_s * 1e3, 3)}
         rows.append(row)
         print(_line(row, kernels), flush=True)
     result = {"op": args.op, "layers": args.layers, "jax": jax.__version__, "device": device.device_kind}
@@ -52,7 +51,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("op", choices=OP_NAMES)
-    parser.add_argument("--impl", default="xla", help="comma-separated: xla, reference, mosaic, file.py:function")
+    parser.add_argument(
+        "--impl", default="xla", help="comma-separated: xla, native, reference, mosaic, file.py:function"
+    )
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=15)
@@ -66,7 +67,9 @@ def relative_error(op: str, kernel: Callable[..., Any], case: AttentionCase | Wr
     args = case.make(seed=1)
     out = jax.tree.leaves(jax.jit(lambda *a: kernel(*a, **case.kwargs))(*args))
     expected = jax.tree.leaves(jax.jit(lambda *a: reference(*a, **case.kwargs))(*args))
-    difference = sum(float(_norm(a.astype(jnp.float32) - b.astype(jnp.float32))) for a, b in zip(out, expected))
+    difference = sum(
+        float(_norm(a.astype(jnp.float32) - b.astype(jnp.float32))) for a, b in zip(out, expected, strict=True)
+    )
     return difference / max(sum(float(_norm(b)) for b in expected), 1e-30)
 
 
@@ -76,10 +79,13 @@ def _norm(x: jax.Array) -> jax.Array:
 
 def time_kernels(
     kernels: dict[str, Callable[..., Any]], case: AttentionCase | WriteCase, layers: int, repeats: int
-) -> dict[str, float]:
-    """Median seconds of `layers` calls per kernel."""
-    make = _decode_step if isinstance(case, AttentionCase) else _write_step
-    steps = {name: make(kernel, case, layers) for name, kernel in kernels.items()}
+) -> dict[str, tuple[float, float]]:
+    """Median and least seconds of `layers` calls per kernel."""
+    caches = _caches(case, layers)
+    if isinstance(case, AttentionCase):
+        steps = {name: _attention_step(kernel, case, caches) for name, kernel in kernels.items()}
+    else:
+        steps = {name: _write_step(kernel, case, caches) for name, kernel in kernels.items()}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 2):
         for name, step in steps.items():
@@ -87,7 +93,7 @@ def time_kernels(
             step()
             if repeat >= 2:  # The first two compile and warm up.
                 samples[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in samples.items()}
+    return {name: (statistics.median(values), min(values)) for name, values in samples.items()}
 
 
 def _caches(case: AttentionCase | WriteCase, layers: int) -> list[tuple[jax.Array, jax.Array]]:
@@ -99,26 +105,28 @@ def _caches(case: AttentionCase | WriteCase, layers: int) -> list[tuple[jax.Arra
     return [copies[i % distinct] for i in range(layers)]
 
 
-def _decode_step(kernel: Callable[..., Any], case: AttentionCase, layers: int) -> Callable[[], None]:
+def _attention_step(
+    kernel: Callable[..., Any], case: AttentionCase, caches: list[tuple[jax.Array, jax.Array]]
+) -> Callable[[], None]:
     q, _, _, *rest = case.make()
-    caches = _caches(case, layers)
 
     @jax.jit
     def step(q, caches, rest):
         page_table, *rest = rest
         for k_cache, v_cache in caches:
             q = q + kernel(q, k_cache, v_cache, page_table, *rest, **case.kwargs)
-            # In a model a layer's cache depends on the layer before. Without that XLA gathers every layer's pages first.
+            # In a model a layer's cache depends on the layer before. Without that XLA gathers all layers' pages first.
             page_table = page_table + jnp.isinf(q[0, 0, 0, 0]).astype(jnp.int32)
         return q
 
     return lambda: jax.block_until_ready(step(q, caches, rest))
 
 
-def _write_step(kernel: Callable[..., Any], case: WriteCase, layers: int) -> Callable[[], None]:
+def _write_step(
+    kernel: Callable[..., Any], case: WriteCase, caches: list[tuple[jax.Array, jax.Array]]
+) -> Callable[[], None]:
     _, _, k, v, kv_index = case.make()
-    distinct = {id(cache[0]): cache for cache in _caches(case, layers)}
-    state = [list(distinct.values())]
+    state = [jax.tree.map(jnp.copy, caches)]  # Donated, so its own.
 
     def step(caches, k, v, kv_index):
         return [kernel(k_cache, v_cache, k, v, kv_index) for k_cache, v_cache in caches]
@@ -132,8 +140,11 @@ def _write_step(kernel: Callable[..., Any], case: WriteCase, layers: int) -> Cal
 
 
 def _line(row: dict[str, Any], kernels: dict[str, Any]) -> str:
-    times = "  ".join(f"{name} {row[f'{name}_ms']:8.2f} ms (error {row[f'error_{name}']:.1e})" for name in kernels)
-    return f"{row['case']:40s} {times}"
+    times = (
+        f"{name} {row[f'{name}_ms']:8.2f} (least {row[f'{name}_least_ms']:8.2f}, error {row[f'error_{name}']:.1e})"
+        for name in kernels
+    )
+    return f"{row['case']:36s} {'  '.join(times)}"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def paged_decode(
     tile_ids = page_ids[:, None] + jnp.arange(num_kv_heads)[:, None] * num_pages
     start = jnp.where(items < last_item[-1], first_visible[row] - block * block_tokens, 0)
     stop = jnp.where(items < last_item[-1], kv_lens[row] - block * block_tokens, 0)
-    queries = (q * scale).astype(k_cache.dtype)[row]
+    queries = q.astype(k_cache.dtype)[row]
 
     def turn(i, partial):
         def mine(x: jax.Array) -> jax.Array:
@@ -64,7 +64,7 @@ def paged_decode(
         visible = jnp.repeat(visible, num_kv_heads, axis=0)
 
         queries_now = mine(queries).reshape(-1, group, head_dim)
-        scores = jnp.einsum("igh,ich->igc", queries_now, keys, preferred_element_type=jnp.float32)
+        scores = scale * jnp.einsum("igh,ich->igc", queries_now, keys, preferred_element_type=jnp.float32)
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         scores = jnp.where(visible[:, None], scores, _MIN)

@@ -1,6 +1,7 @@
-"""`paged_prefill` in plain jnp: blocks of queries, each of one row, over blocks of its keys with an online softmax.
+"""`paged_prefill` in plain jnp, shaped by measurement on a CPU.
 
-Both loops have the trip counts that the batch needs, so that padding of T, S and P costs nothing.
+The rows' queries are cut into blocks, a few of which at a time go over blocks of their rows' keys with an online
+softmax. Both loops end where the batch's real work does, so that padding of T, S and P costs nothing.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-_QUERY_BLOCK = 64
+from sgjax.kernels.paged_decode.xla import gather_tiles
+
 _KEY_BLOCK = 256
-_MIN = float(jnp.finfo(jnp.float32).min)
+_BLOCKS_PER_TURN = 4
+_MIN = -1e30  # Finite: where nothing is visible, exp(score - max) must not be NaN.
 
 
 def paged_prefill(
@@ -27,59 +30,88 @@ def paged_prefill(
 ) -> jax.Array:
     """See `api.PagedPrefill`."""
     num_tokens, num_kv_heads, group, head_dim = q.shape
-    page_size = k_cache.shape[2]
-    pages_per_block = max(1, _KEY_BLOCK // page_size)
-    page_table = _pad_columns(page_table, pages_per_block)
-    queries = jnp.pad(q, ((0, _QUERY_BLOCK), (0, 0), (0, 0), (0, 0))).astype(k_cache.dtype)
-    blocks_per_row = -(-(q_starts[1:] - q_starts[:-1]) // _QUERY_BLOCK)
-    last_block = jnp.cumsum(blocks_per_row)
+    num_pages, page_size = k_cache.shape[1:3]
+    num_rows, max_pages = page_table.shape
+    query_block = 64 if num_tokens >= 64 * num_rows else 32
+    block_pages = max(1, min(_KEY_BLOCK // page_size, max_pages))
+    key_block = block_pages * page_size
+    max_blocks = (num_tokens + num_rows * (query_block - 1)) // query_block
+    per_turn = min(_BLOCKS_PER_TURN, max_blocks)
+    max_blocks = -(-max_blocks // per_turn) * per_turn
 
-    def query_block(i, out):
-        row = jnp.searchsorted(last_block, i, side="right")
-        start = q_starts[row] + (i - last_block[row] + blocks_per_row[row]) * _QUERY_BLOCK
-        tokens = start + jnp.arange(_QUERY_BLOCK)
-        q_positions = tokens - q_starts[row + 1] + kv_lens[row]
-        block = jax.lax.dynamic_slice_in_dim(queries, start, _QUERY_BLOCK)
-        block = block.transpose(1, 2, 0, 3).reshape(num_kv_heads, group * _QUERY_BLOCK, head_dim)
+    # Query block b is of row `row[b]`; row s owns the blocks [first_block[s], last_block[s]).
+    num_blocks = -(-(q_starts[1:] - q_starts[:-1]) // query_block)
+    last_block = jnp.cumsum(num_blocks)
+    first_block = last_block - num_blocks
+    row = _segment(last_block, max_blocks)
+    first_token = q_starts[row] + (jnp.arange(max_blocks) - first_block[row]) * query_block
+    tokens = first_token[:, None] + jnp.arange(query_block)
+    # Queries past their row's end see no key; the last join drops them.
+    positions = tokens + (kv_lens - q_starts[1:])[row][:, None]
+    positions = jnp.where(tokens < q_starts[1:][row][:, None], positions, -1)
 
-        def key_block(j, carry):
-            total, max_score, acc = carry
-            page_ids = jax.lax.dynamic_slice(page_table, (row, j * pages_per_block), (1, pages_per_block))[0]
-            keys = k_cache[:, page_ids].reshape(num_kv_heads, -1, head_dim)
-            values = v_cache[:, page_ids].reshape(num_kv_heads, -1, head_dim)
-            positions = j * pages_per_block * page_size + jnp.arange(keys.shape[1])
-            visible = positions <= q_positions[:, None]
+    queries = jnp.take(q.astype(k_cache.dtype), tokens.reshape(-1), axis=0, mode="clip")
+    queries = queries.reshape(max_blocks, query_block, num_kv_heads, group, head_dim)
+    queries = queries.transpose(0, 2, 3, 1, 4).reshape(max_blocks, num_kv_heads, group * query_block, head_dim)
+    table = jnp.pad(page_table, ((0, 0), (0, -max_pages % block_pages))).reshape(num_rows, -1, block_pages)
+    first_tile = jnp.arange(num_kv_heads)[:, None] * num_pages
+    shape = (per_turn, num_kv_heads, group, query_block)
+
+    def turn(i, outs):
+        def mine(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, i * per_turn, per_turn)
+
+        q_rows, q_positions, q_block = mine(row), mine(positions), mine(queries).reshape(-1, *queries.shape[2:])
+
+        def key_turn(j, carry):
+            total, peak, acc = carry
+            tile_ids = first_tile + table[q_rows, j][:, None]
+            kv_shape = (per_turn * num_kv_heads, key_block, head_dim)
+            keys, values = (gather_tiles(cache, tile_ids).reshape(kv_shape) for cache in (k_cache, v_cache))
+            key_positions = j * key_block + jnp.arange(key_block)
+            visible = key_positions <= q_positions[..., None]
             if window is not None:
-                visible &= positions > q_positions[:, None] - window
-            visible = jnp.tile(visible, (group, 1))
+                visible &= key_positions > q_positions[..., None] - window
+            visible = jnp.broadcast_to(visible[:, None, None], (*shape, key_block)).reshape(*total.shape, key_block)
 
-            scores = scale * jnp.einsum("kqh,kch->kqc", block, keys, preferred_element_type=jnp.float32)
+            scores = scale * jnp.einsum("bqh,bch->bqc", q_block, keys, preferred_element_type=jnp.float32)
             if soft_cap is not None:
                 scores = soft_cap * jnp.tanh(scores / soft_cap)
             scores = jnp.where(visible, scores, _MIN)
-            new_max = jnp.maximum(max_score, scores.max(-1))
-            weights = jnp.where(visible, jnp.exp(scores - new_max[..., None]), 0)
-            values = jnp.where((positions < kv_lens[row])[:, None], values, 0)
-            fresh = jnp.einsum("kqc,kch->kqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-            decay = jnp.exp(max_score - new_max)
-            return total * decay + weights.sum(-1), new_max, acc * decay[..., None] + fresh
+            new_peak = jnp.maximum(peak, scores.max(-1))
+            weights = jnp.exp(scores - new_peak[..., None])
+            decay = jnp.exp(peak - new_peak)
+            written = jnp.repeat(key_positions < kv_lens[q_rows][:, None], num_kv_heads, axis=0)
+            values = jnp.where(written[..., None], values, 0)  # 0 * NaN is NaN.
+            new = jnp.einsum("bqc,bch->bqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            return total * decay + weights.sum(-1), new_peak, acc * decay[..., None] + new
 
-        keys_per_block = pages_per_block * page_size
-        end = jnp.minimum(q_positions[-1] + 1, kv_lens[row])
-        first = 0 if window is None else jnp.maximum(q_positions[0] - window + 1, 0) // keys_per_block
-        stats = (num_kv_heads, group * _QUERY_BLOCK)
-        carry = (jnp.zeros(stats), jnp.full(stats, _MIN), jnp.zeros((*stats, head_dim)))
-        total, _, acc = jax.lax.fori_loop(first, -(-end // keys_per_block), key_block, carry)
+        begin = 0 if window is None else jnp.maximum(_first_visible(q_positions, window), 0) // key_block
+        end = -(-(q_positions.max() + 1) // key_block)
+        stats = (per_turn * num_kv_heads, group * query_block)
+        # The peak starts above `_MIN`, so that what is not visible weighs exp(_MIN - peak), exactly 0.
+        start = (jnp.zeros(stats), jnp.full(stats, _MIN / 2), jnp.zeros((*stats, head_dim)))
+        total, _, acc = jax.lax.fori_loop(begin, end, key_turn, start)
+        out = (acc / jnp.where(total > 0, total, 1)[..., None]).astype(q.dtype)
+        out = out.reshape(*shape, head_dim).transpose(0, 3, 1, 2, 4)
+        return jax.lax.dynamic_update_slice_in_dim(outs, out, i * per_turn, 0)
 
-        result = (acc / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]).astype(q.dtype)
-        result = result.reshape(num_kv_heads, group, _QUERY_BLOCK, head_dim).transpose(2, 0, 1, 3)
-        # Past the row's end this writes zeros, which the next row's blocks replace: the loop goes in token order.
-        result = jnp.where((tokens < q_starts[row + 1])[:, None, None, None], result, 0)
-        return jax.lax.dynamic_update_slice_in_dim(out, result, start, 0)
+    outs = jnp.zeros((max_blocks, query_block, num_kv_heads, group, head_dim), q.dtype)
+    outs = jax.lax.fori_loop(0, -(-last_block[-1] // per_turn), turn, outs)
 
-    out = jnp.zeros(queries.shape, q.dtype)
-    return jax.lax.fori_loop(0, last_block[-1], query_block, out)[:num_tokens]
+    token_row = _segment(q_starts[1:], num_tokens)
+    source = first_block[token_row] * query_block + jnp.arange(num_tokens) - q_starts[token_row]
+    out = jnp.take(outs.reshape(max_blocks * query_block, -1), source, axis=0, mode="clip").reshape(q.shape)
+    in_row = (jnp.arange(num_tokens) >= q_starts[0]) & (jnp.arange(num_tokens) < q_starts[-1])
+    return jnp.where(in_row[:, None, None, None], out, 0)
 
 
-def _pad_columns(page_table: jax.Array, multiple: int) -> jax.Array:
-    return jnp.pad(page_table, ((0, 0), (0, -page_table.shape[1] % multiple)))
+def _segment(ends: jax.Array, size: int) -> jax.Array:
+    """Which segment each of `size` consecutive items is in, given where each ends; the last one for what is past it."""
+    index = jnp.searchsorted(ends, jnp.arange(size), side="right", method="compare_all")
+    return jnp.minimum(index, ends.size - 1)
+
+
+def _first_visible(positions: jax.Array, window: int) -> jax.Array:
+    """The first key that any query (a position of at least 0) sees."""
+    return jnp.where(positions >= 0, positions, jnp.iinfo(jnp.int32).max).min() - window + 1
