@@ -78,8 +78,8 @@ def test_prefill_copies_no_weights_and_no_cache(report):
         "num_layers"
     ]
     assert not {"copy", "transpose", "convert"} & {kind for kind, _ in step["large"]}
-    # The feed-forward's 2048 x 28672 products and a few activations of 2048 x 4096.
-    assert step["temp_bytes"] < 256 << 20
+    # The feed-forward's 2048 x 28672 products, float32, and a few activations of 2048 x 4096.
+    assert step["temp_bytes"] < 2 * 2048 * 28672 * 4
 
 
 def test_steps_are_straight_and_do_not_spill(report):
