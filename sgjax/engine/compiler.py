@@ -7,6 +7,7 @@ Once everything is compiled, another compilation is a bug: it is counted (`num_l
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable
@@ -39,7 +40,7 @@ class StepCompiler:
         self._locks: dict[Hashable, threading.Lock] = {}
         self._guard = threading.Lock()
         self._background: threading.Thread | None = None
-        self._stop = False
+        self._stop = threading.Event()
         self.complete = False
         self.failure: BaseException | None = None
         self.num_late = 0
@@ -78,11 +79,13 @@ class StepCompiler:
         self._background = threading.Thread(target=self._compile_rest, args=(list(rest),), name="sgjax-compile")
         self._background.daemon = True
         self._background.start()
+        # The interpreter must not go away under XLA's compiler, so an exit waits for the key at hand.
+        atexit.register(_stop_and_join, self._stop, self._background)
 
     def _compile_rest(self, keys: list[Hashable]) -> None:
         try:
             for key in keys:
-                if self._stop:
+                if self._stop.is_set():
                     return
                 self._compile_once(key)
             self.complete = True
@@ -99,7 +102,10 @@ class StepCompiler:
             raise self.failure
 
     def close(self) -> None:
-        """Stops the background thread after the key that it is at."""
-        self._stop = True
-        if self._background is not None:
-            self._background.join()
+        """Stops the background thread after the key that it is at, without waiting for that."""
+        self._stop.set()
+
+
+def _stop_and_join(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    thread.join()

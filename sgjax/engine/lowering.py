@@ -29,6 +29,9 @@ class ForwardKey(NamedTuple):
     num_rows: int
     num_pages: int
 
+    def __str__(self) -> str:
+        return f"decode of {self.num_rows} rows" if self.decode else f"prefill of {self.num_tokens} tokens"
+
 
 class SampleKey(NamedTuple):
     """A variant of `sample_step`."""
@@ -37,6 +40,9 @@ class SampleKey(NamedTuple):
     sampled: bool
     penalised: bool
     logprobs: bool
+
+    def __str__(self) -> str:
+        return f"sampling of {self.num_rows} rows"
 
 
 class PromptKey(NamedTuple):

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from concurrent.futures import Future
+from typing import NoReturn
 
 from sgjax.config import EngineConfig
 from sgjax_server.commands.loading import add_engine_flags, explain, load_engine
@@ -75,18 +76,26 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listener: socket.so
             server.should_exit = True
 
     host.loaded.add_done_callback(on_loaded)
+    interrupted = False
     try:
         server.run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn has shut down in order, and passes the signal on
+        interrupted = True
     finally:
         progress.close()
-        if not host.loaded.done():
-            # The loading thread may be inside the compiler, which an ordinary exit of the interpreter would crash.
-            sys.stderr.flush()
-            os._exit(130)
+    if interrupted or not host.loaded.done():
+        _exit(130)
     if (error := host.loaded.exception()) is not None:
         explain(error)
         return 1
-    return 0
+    _exit(0)
+
+
+def _exit(status: int) -> NoReturn:
+    """Ends the process at once: a thread may be inside the compiler, and an ordinary exit would wait for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _listen(config: ServerConfig) -> socket.socket:
