@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from sgjax.kernels.native.build import unavailable
 from sgjax.kernels.paged_decode.api import PagedDecode
 from sgjax.kernels.paged_prefill.api import PagedPrefill
 from sgjax.kernels.write_kv.api import WriteKV
@@ -18,11 +19,11 @@ from sgjax.kernels.write_kv.api import WriteKV
 _logger = logging.getLogger(__name__)
 
 OP_NAMES = ("write_kv", "paged_decode", "paged_prefill")
-IMPL_NAMES = ("reference", "xla", "mosaic")
+IMPL_NAMES = ("reference", "xla", "native", "mosaic")
 
-# What "auto" tries, in order. On a GPU XLA's scatter already writes the cache in place, so that is the first choice.
+# What "auto" tries, in order. XLA's scatter already writes the cache in place, so that is the first choice.
 _AUTO: dict[str, dict[str, tuple[str, ...]]] = {
-    "cpu": {"write_kv": ("xla",), "paged_decode": ("xla",), "paged_prefill": ("xla",)},
+    "cpu": {"write_kv": ("xla",), "paged_decode": ("native", "xla"), "paged_prefill": ("native", "xla")},
     "gpu": {"write_kv": ("xla",), "paged_decode": ("mosaic", "xla"), "paged_prefill": ("mosaic", "xla")},
 }
 
@@ -50,7 +51,7 @@ def resolve(choices: str, platform: str) -> Ops:
 
     Args:
       choices: comma-separated `op=implementation`; `*` stands for every op not named. An implementation is
-        "reference", "xla", "mosaic", "auto" or `path/to/file.py:function`. Ops without a choice are "auto".
+        "reference", "xla", "native", "mosaic", "auto" or `path/to/file.py:function`. Ops without a choice are "auto".
       platform: `jax.Device.platform` ("cpu", "gpu"), which "auto" depends on; "cuda" means "gpu".
 
     An explicit choice that does not support a case raises `NotImplementedError` when it is traced. "auto" goes on to
@@ -85,12 +86,14 @@ def _check_op(op: str) -> None:
 
 def _implementation(op: str, impl: str, platform: str) -> Callable[..., Any]:
     if impl in IMPL_NAMES:
+        if importlib.util.find_spec(f"sgjax.kernels.{op}.{impl}") is None:
+            raise ValueError(f"{op} has no implementation {impl!r}")
         return getattr(importlib.import_module(f"sgjax.kernels.{op}.{impl}"), op)
     if impl == "auto":
         platform = "gpu" if platform == "cuda" else platform
         if platform not in _AUTO:
             raise ValueError(f"no kernels for platform {platform!r}; there are {', '.join(_AUTO)}")
-        candidates = _AUTO[platform][op]
+        candidates = tuple(name for name in _AUTO[platform][op] if name != "native" or _has_native())
         functions = tuple(_implementation(op, name, platform) for name in candidates)
         return functions[0] if len(functions) == 1 else FirstSupported(op, candidates, functions)
     if ".py:" in impl:
@@ -98,6 +101,14 @@ def _implementation(op: str, impl: str, platform: str) -> Callable[..., Any]:
     raise ValueError(
         f"unknown implementation {impl!r} of {op}; there are {', '.join(IMPL_NAMES)}, auto and path/to/file.py:function"
     )
+
+
+def _has_native() -> bool:
+    """Whether this machine can build the C++ kernels: settled here, so that who resolves knows what will run."""
+    reason = unavailable()
+    if reason is not None:
+        _say_once(f"no native kernels: {reason}; using xla, which is slower")
+    return reason is None
 
 
 def _from_file(choice: str) -> Callable[..., Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.ffi
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sgjax.kernels.native.build import unavailable
 
@@ -34,14 +39,29 @@ def attend(
         raise NotImplementedError(reason)
     if k_cache.dtype not in _DTYPES or v_cache.dtype != k_cache.dtype or q.dtype not in _DTYPES:
         raise NotImplementedError(f"q {q.dtype} with caches {k_cache.dtype} and {v_cache.dtype}")
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(q.shape, k_cache.dtype))
-    out = call(
-        q.astype(k_cache.dtype),
-        k_cache,
-        v_cache,
-        *rows,
-        scale=np.float32(scale),
-        window=np.int64(window or 0),
-        soft_cap=np.float32(soft_cap or 0),
-    )
+    attributes = dict(scale=np.float32(scale), window=np.int64(window or 0), soft_cap=np.float32(soft_cap or 0))
+
+    def call(q: jax.Array, *operands: jax.Array) -> jax.Array:
+        return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(q.shape, q.dtype))(q, *operands, **attributes)
+
+    out = _split_by_kv_head(call, len(rows))(q.astype(k_cache.dtype), k_cache, v_cache, *rows)
     return out.astype(q.dtype)
+
+
+def _split_by_kv_head(call: Callable[..., jax.Array], num_rows: int) -> Callable[..., jax.Array]:
+    """Lets XLA split the call over devices along K. Without that it would gather the caches on every device."""
+
+    def partition(mesh: Any, _: Any, result: Any) -> Any:
+        heads = (*result.sharding.spec, None, None)[1]
+        q, cache = PartitionSpec(None, heads), PartitionSpec(heads)
+        operands = (q, cache, cache, *(PartitionSpec(),) * num_rows)
+        return mesh, call, NamedSharding(mesh, q), tuple(NamedSharding(mesh, spec) for spec in operands)
+
+    rows = ("s p", "s", "e")[:num_rows]
+    split = custom_partitioning(call)
+    split.def_partition(
+        partition=partition,
+        sharding_rule=f"t k g h, k n c h, k n c h, {', '.join(rows)} -> t k g h",
+        need_replication_factors=tuple("tghncspe"[: 5 + num_rows]),
+    )
+    return split

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.ffi
-import jaxlib
+from jaxlib.version import __version__ as _jaxlib_version
 
 _TARGETS = ("sgjax_paged_decode", "sgjax_paged_prefill")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -55,7 +55,7 @@ def _build(folder: Path) -> Path:
         digest.update(source.read_bytes())
     # The predefined macros name the compiler, its version and every instruction set that this CPU has.
     digest.update(_run([compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]))
-    digest.update(" ".join((*_FLAGS, jaxlib.__version__)).encode())
+    digest.update(" ".join((*_FLAGS, _jaxlib_version)).encode())
     path = folder / f"attention-{digest.hexdigest()[:24]}.so"
     if not path.exists():
         # Under another name first: other processes may be looking, or compiling the same.
