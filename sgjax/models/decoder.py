@@ -60,8 +60,9 @@ class MLP(nnx.Module):
         self.b_down = param(cfg, hidden, hf=f"{down}.bias") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate_up = linear(x, self.w_gate_up, self.b_gate_up, dtype=jnp.float32)  # (T, F, 2)
-        gate, up = gate_up[..., 0], gate_up[..., 1]
+        gate_up = linear(x, self.w_gate_up, self.b_gate_up)  # (T, F, 2)
+        # In float32 XLA drops the product's rounding to bfloat16 on a CPU, and the conversions with it.
+        gate, up = gate_up[..., 0].astype(jnp.float32), gate_up[..., 1].astype(jnp.float32)
         return linear((jax.nn.silu(gate) * up).astype(x.dtype), self.w_down, self.b_down, dtype=jnp.float32)
 
 

@@ -18,20 +18,20 @@ WIDTH, FORWARD, VOCAB = 1024, 4096, 8192
 LIMIT = 1.3
 
 MEASURE = """
-import resource, sys
+import re, sys
 import jax
 from sgjax.config import EngineConfig
 from sgjax.models.loader import load_model
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def memory(field):  # VmHWM, not ru_maxrss, which a child inherits from the process that forked it
+    with open("/proc/self/status") as file:
+        return 1024 * int(re.search(field + r":\\s+(\\d+) kB", file.read())[1])
 
 # Imports, thread pools: what does not grow with the checkpoint. The small model stays, so that its place is not reused.
 small = load_model(EngineConfig(model_path=sys.argv[1]))
-before = resident()
+before = memory("VmRSS")
 model = load_model(EngineConfig(model_path=sys.argv[2]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = memory("VmHWM")
 print(peak - before, sum(x.nbytes for x in jax.tree.leaves(model.params)))
 """
 

@@ -151,33 +151,6 @@ def run_python(code: str, *args: str) -> str:
     return done.stdout
 
 
-PEAK = """
-import re, sys, jax
-from pathlib import Path
-from sgjax.config import EngineConfig
-from sgjax.models.loader import load_model
-jax.block_until_ready(jax.numpy.ones(1))
-# Not ru_maxrss: a child inherits that from the process that forked it.
-peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-before = peak()
-model = load_model(EngineConfig(model_path=sys.argv[2]))
-print(peak() - before)
-"""
-
-
-def test_peak_host_memory_while_loading(tmp_path):
-    """On a CPU the parameters themselves are host memory: they and one parameter more, under 1.3 checkpoints."""
-    from safetensors.numpy import save_file
-
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 1024}
-    config = {**CONFIG, **sizes}
-    checkpoint = MemoryCheckpoint(declare(build(read_config(config)))[1])
-    save_file(checkpoint.arrays, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    peak = int(run_python(PEAK, str(tmp_path)))
-    assert 0.9 * checkpoint.nbytes < peak < 1.3 * checkpoint.nbytes
-
-
 TWO_DEVICES = """
 import re, sys, jax, numpy as np
 sys.path.insert(0, sys.argv[1])
