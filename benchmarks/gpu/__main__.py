@@ -83,7 +83,7 @@ def _start_part(name: str, args: argparse.Namespace, limit_s: float) -> list[dic
     env = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
     if args.tiny:
         command.append("--tiny")
-        env["JAX_PLATFORMS"] = "cpu"
+        env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # Compiling is all there is.
     print(f"--- {name}, {limit_s:.0f} s at most", flush=True)
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     timer = threading.Timer(limit_s, child.kill)

@@ -83,7 +83,7 @@ def time_decode(settings: Settings) -> None:
 
     For want of time XLA, there for comparison, leaves out the largest cases, and pages of 16 tokens all but batch 64.
     """
-    batches = (1, 3) if settings.tiny else (64, 1, 8, 256)
+    batches = (3,) if settings.tiny else (64, 1, 8, 256)
     lens = (64,) if settings.tiny else (4096, 8192, 1024)
     for page_size in (64, 16):
         caches = _caches(settings, max(batches) * max(lens), page_size)
@@ -110,7 +110,7 @@ def _decode(impl: str, caches: tuple[jax.Array, jax.Array], batch: int, kv_len: 
 
 def time_prefill(settings: Settings) -> None:
     """`paged_prefill` of one layer: whole prompts, and a part that extends a cached prefix."""
-    lens = ((128, 128), (64, 192)) if settings.tiny else tuple((n << 10, n << 10) for n in (8, 1, 2, 4, 16))
+    lens = ((64, 192),) if settings.tiny else tuple((n << 10, n << 10) for n in (8, 1, 2, 4, 16))
     caches = _caches(settings, 2 * max(kv_len for _, kv_len in lens), 64)
     for impl in settings.implementations:
         for q_len, kv_len in lens if settings.tiny else (*lens, (512, 8192)):
