@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import statistics
 import time
@@ -42,7 +43,7 @@ def main() -> None:
         rows.append(row)
         print(_line(row, kernels), flush=True)
     result = {"op": args.op, "layers": args.layers, "jax": jax.__version__, "device": device.device_kind}
-    result |= {"machine": platform.machine(), "rows": rows}
+    result |= {"machine": platform.machine(), "cores": os.cpu_count(), "load_average": os.getloadavg()[0], "rows": rows}
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
