@@ -39,6 +39,11 @@ class Ops:
     paged_decode: PagedDecode
     paged_prefill: PagedPrefill
 
+    @property
+    def time_grows_with_table(self) -> bool:
+        """Whether decoding takes longer with a wider page table, used or not: narrow steps are then worth compiling."""
+        return getattr(self.paged_decode, "time_grows_with_table", False)
+
     def replace(self, **ops: Callable[..., Any]) -> Ops:
         """A copy with some ops exchanged. `Ops.replace(paged_decode=my_kernel)` retraces a jitted step once."""
         for name in ops:
@@ -132,6 +137,10 @@ class FirstSupported:
     op: str
     names: tuple[str, ...]
     functions: tuple[Callable[..., Any], ...]
+
+    @property
+    def time_grows_with_table(self) -> bool:
+        return getattr(self.functions[0], "time_grows_with_table", False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         *first, last = zip(self.names, self.functions, strict=True)

@@ -37,3 +37,6 @@ def paged_decode(
         out = jnp.einsum("kgc,kch->kgh", probs, values)
         rows.append(jnp.where(kv_lens[s] > 0, out, 0))
     return jnp.stack(rows).astype(q.dtype)
+
+
+paged_decode.time_grows_with_table = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -90,6 +90,9 @@ def paged_decode(
     return (out / jnp.where(total > 0, total, 1)[..., None]).astype(q.dtype)
 
 
+paged_decode.time_grows_with_table = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def gather_tiles(cache: jax.Array, tile_ids: jax.Array) -> jax.Array:
     """Tiles `kv_head * N + page_id` of a (K, N, page, H) cache, each one contiguous: (num_ids, page * H).
 
