@@ -99,8 +99,7 @@ def _build_core(config: EngineConfig, model: LoadedModel, device: Any, on_progre
         chunk_tokens=chunk,
         prefill_rows=min(max_running, 16 if on_cpu else 64),
         max_pages=max_pages,
-        # The GPU kernels read only the pages a row has, so that one width of the page table serves all.
-        min_pages=min(max_pages, 256 // page_size) if on_cpu else max_pages,
+        min_pages=min(max_pages, 256 // page_size) if ops.time_grows_with_table else max_pages,
     )
     num_pages = pool_pages(
         device,

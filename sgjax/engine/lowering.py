@@ -155,6 +155,11 @@ def _batch(key: ForwardKey) -> ForwardBatch:
     return ForwardBatch(tokens, tokens, tokens, starts, rows, page_table, rows, key.decode)
 
 
+def _names(op: Any) -> list[str]:
+    """The functions behind an op; their repr would hold addresses, which change from run to run."""
+    return [f"{function.__module__}.{function.__qualname__}" for function in getattr(op, "functions", (op,))]
+
+
 def scratch_bytes(model: LoadedModel, ops: Ops, buckets: Buckets, page_size: int, kv_dtype: str) -> int:
     """Temporary and output memory of the largest steps, from the compiler's own analysis.
 
@@ -162,7 +167,8 @@ def scratch_bytes(model: LoadedModel, ops: Ops, buckets: Buckets, page_size: int
     beside JAX's compile cache: a second start does not compile for it.
     """
     folder = Path(jax.config.jax_compilation_cache_dir or ".")
-    identity = (jax.__version__, jax.devices()[0].device_kind, repr(model.config), buckets, page_size, kv_dtype, ops)
+    kernels = [_names(op) for op in (ops.write_kv, ops.paged_decode, ops.paged_prefill)]
+    identity = (jax.__version__, jax.devices()[0].device_kind, model.config, buckets, page_size, kv_dtype, kernels)
     path = folder / f"scratch-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.json"
     if path.exists():
         return json.loads(path.read_text())["scratch_bytes"]

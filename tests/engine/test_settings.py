@@ -37,6 +37,14 @@ def test_dtypes(make_engine):
     assert rounded != exact
 
 
+def test_a_second_start_does_not_measure_scratch_space_again(make_engine, monkeypatch, tmp_path):
+    first = make_engine(compile_cache_dir=str(tmp_path))
+    assert len(list(tmp_path.glob("scratch-*.json"))) == 1
+    monkeypatch.setattr("sgjax.engine.lowering.Lowering.compile", None)
+    second = make_engine(compile_cache_dir=str(tmp_path))
+    assert first.config == second.config
+
+
 def test_context_length(make_engine):
     engine = make_engine(context_length=64)
     with pytest.raises(ValueError, match="context of 64"):
