@@ -46,7 +46,7 @@ class EngineLoop:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and self.failure is None
+        return not self._closing and self.failure is None and self._thread.is_alive()
 
     def submit(
         self, request: Request, sequences: list[Sequence], loop: asyncio.AbstractEventLoop | None, bounded: bool
