@@ -1,7 +1,7 @@
 """Engine configuration: one frozen dataclass, from which the command-line flags are made.
 
-This is the only file that reads the environment. `EngineConfig` may hold "auto" (None); `resolve` returns a new one
-with every such field filled in for a model and a device, and nothing downstream handles None.
+This is the only file that reads the environment. `EngineConfig` may hold "auto" (None); `resolve_config` in
+`sgjax/engine/build.py` returns one with every such field filled in for a model and a device.
 """
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ class EngineConfig:
                 raise ConfigError(name, f"must be at least 1, not {value}")
         if self.max_queued_requests < 1:
             raise ConfigError("max_queued_requests", f"must be at least 1, not {self.max_queued_requests}")
+        for name in ("random_seed", "schedule_aging_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(name, f"must not be negative, not {getattr(self, name)}")
         fraction = self.mem_fraction_static
         if fraction is not None and not 0 < fraction < 1:
             raise ConfigError("mem_fraction_static", f"must lie between 0 and 1, not {fraction}")

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 MAX_LOGIT_BIAS = 320
 MAX_STOP_TOKENS = 32
+MAX_STOPS = 32  # stop strings, and as many regular expressions: every step looks for them in the engine's thread
+MAX_STOP_LEN = 1024  # characters of one
 MAX_TOP_LOGPROBS = 32
 MAX_LOGPROB_TOKENS = 128
 MAX_SAMPLES = 1024
@@ -152,21 +154,30 @@ def _check_reals(p: SamplingParams) -> None:
     check("repetition_penalty", 0.01, 10.0)
 
 
+def _check_text(field: str, text: Any) -> None:
+    """JSON can hold what is no text: a lone surrogate."""
+    try:
+        text.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise RequestError(field, f"{text!r} is not valid Unicode") from None
+
+
 def _check_stops(p: SamplingParams) -> None:
     if any(not s for s in p.stop):
         raise RequestError("stop", "an empty string would stop at once")
     for name in ("stop", "stop_regex"):
+        if len(getattr(p, name)) > MAX_STOPS:
+            raise RequestError(name, f"at most {MAX_STOPS}")
         for text in getattr(p, name):
-            try:
-                text.encode()
-            except UnicodeEncodeError:  # a lone surrogate, which JSON can hold
-                raise RequestError(name, f"{text!r} is not valid Unicode") from None
+            _check_text(name, text)
+            if len(text) > MAX_STOP_LEN:
+                raise RequestError(name, f"at most {MAX_STOP_LEN} characters each")
     if len(p.stop_token_ids) > MAX_STOP_TOKENS:
         raise RequestError("stop_token_ids", f"at most {MAX_STOP_TOKENS} ids")
     for pattern in p.stop_regex:
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise RequestError("stop_regex", f"{pattern!r} is not a regular expression: {error}") from None
 
 
@@ -224,6 +235,7 @@ class Request:
 
     def validate(self, *, vocab_size: int, context_length: int, max_total_tokens: int) -> None:
         """Refuses what could never run. `max_total_tokens` is what the whole KV pool holds."""
+        self._validate_kinds()
         num_prompt = len(self.input_ids)
         if num_prompt == 0:
             raise RequestError("input_ids", "the prompt is empty")
@@ -238,7 +250,7 @@ class Request:
             raise RequestError(
                 "max_new_tokens", f"{num_prompt} prompt + {wanted} new tokens exceed the context of {context_length}"
             )
-        total = num_prompt + min(wanted or 0, context_length - num_prompt)
+        total = num_prompt + (1 if wanted is None else wanted)
         if total > max_total_tokens:
             raise RequestError(
                 "max_new_tokens", f"{total} tokens can never fit in the KV pool of {max_total_tokens} tokens"
@@ -248,6 +260,15 @@ class Request:
                 field = "stop_token_ids" if token in self.sampling.stop_token_ids else "logit_bias"
                 raise RequestError(field, f"token id {token} is outside the vocabulary [0, {vocab_size})")
         self._validate_logprobs(vocab_size)
+
+    def _validate_kinds(self) -> None:
+        for name in ("logprob_start_len", "top_logprobs_num", "priority"):
+            if type(getattr(self, name)) is not int:
+                raise RequestError(name, f"must be an integer, not {getattr(self, name)!r}")
+        if any(type(token) is not int for token in self.token_ids_logprob):
+            raise RequestError("token_ids_logprob", "every item must be an integer")
+        for name in ("rid", "extra_key"):
+            _check_text(name, getattr(self, name))
 
     def _validate_logprobs(self, vocab_size: int) -> None:
         if not 0 <= self.top_logprobs_num <= MAX_TOP_LOGPROBS:

@@ -27,7 +27,7 @@ async def encode(engine: Engine, texts: Sequence[str]) -> list[list[int]]:
     return await asyncio.to_thread(engine.tokenizer.encode_batch, texts)
 
 
-async def encode_chat(engine: Engine, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+async def encode_chat(engine: Engine, messages: Sequence[Mapping[str, Any]], /, **options: Any) -> list[int]:
     """Token ids of a conversation; `options` are those of the chat template."""
     if len(str(messages)) <= _INLINE_CHARS:
         return engine.tokenizer.encode_chat(messages, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sgjax.engine.memory import pool_pages
 from sgjax.engine.packing import Buckets, Packer
 from sgjax.engine.runner import Runner
 from sgjax.engine.scheduler import Scheduler, SchedulerLimits
-from sgjax.kernels import resolve
+from sgjax.kernels import Ops, resolve
 from sgjax.models.config import ModelConfig
 from sgjax.models.loader import LoadedModel, load_model
 from sgjax.text import Tokenizer, load_tokenizer
@@ -48,21 +47,22 @@ def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
     """
     use_persistent_cache(config.compile_cache_dir)
     device = jax.devices()[0]
+    try:
+        ops = resolve(config.kernels, device.platform)
+    except ValueError as error:
+        raise ConfigError("kernels", str(error)) from None
 
     def on_bytes(done: int, total: int) -> None:
         on_progress("loading weights", done / total)
 
     model = load_model(config, progress=on_bytes)
     config = resolve_config(config, model.config, device.platform)
-    with ThreadPoolExecutor(1) as worker:  # reading a large vocabulary takes as long as compiling a step
-        pending = worker.submit(
-            load_tokenizer,
-            Path(config.tokenizer_path) if config.tokenizer_path else model.tokenizer_source,
-            chat_template=config.chat_template,
-            eos_token_ids=model.eos_token_ids,
-        )
-        core, num_pages = _build_core(config, model, device, on_progress)
-        tokenizer = pending.result()
+    tokenizer = load_tokenizer(
+        Path(config.tokenizer_path) if config.tokenizer_path else model.tokenizer_source,
+        chat_template=config.chat_template,
+        eos_token_ids=model.eos_token_ids,
+    )
+    core, num_pages = _build_core(config, model, ops, device, on_progress)
     return BuiltEngine(config, model, _model_name(config.model_path), tokenizer, core, num_pages)
 
 
@@ -85,13 +85,14 @@ def resolve_config(config: EngineConfig, model: ModelConfig, platform: str) -> E
     )
 
 
-def _build_core(config: EngineConfig, model: LoadedModel, device: Any, on_progress: Progress) -> tuple[EngineCore, int]:
+def _build_core(
+    config: EngineConfig, model: LoadedModel, ops: Ops, device: Any, on_progress: Progress
+) -> tuple[EngineCore, int]:
     max_running, chunk, context = config.max_running_requests, config.chunked_prefill_size, config.context_length
     assert max_running is not None
     assert chunk is not None
     assert context is not None
     page_size = config.page_size
-    ops = resolve(config.kernels, device.platform)
     max_pages = -(-context // page_size)
     on_cpu = device.platform == "cpu"
     buckets = Buckets.make(

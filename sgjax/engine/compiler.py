@@ -90,7 +90,7 @@ class StepCompiler:
                 self._compile_once(key)
             self.complete = True
             _logger.info("all %d steps are compiled", self.num_ready)
-        except Exception as error:  # reported by wait() and by the engine's stats; the step that needs it raises it too
+        except Exception as error:  # raised by wait(), and again by the step that needs this key
             self.failure = error
             _logger.exception("compiling in the background failed")
 

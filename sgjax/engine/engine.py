@@ -123,7 +123,8 @@ class Engine:
                 index,
                 seed=seed + index,
                 stop_ids=stop_ids,
-                context_length=self._context_length,
+                # A sequence that outgrew the whole pool could never be finished.
+                context_length=min(self._context_length, self._num_pages * self.config.page_size),
                 arrival_s=now,
             )
             for index in range(sampling.n)
@@ -161,14 +162,16 @@ class Engine:
           A `GenerateOutput` for a single prompt with n = 1, else a list of them, prompt by prompt.
         """
         requests, single = self._requests(prompts, input_ids, messages, sampling_params, options)
-        handles = [self._submit(request, None, bounded=False) for request in requests]
+        handles: list[RequestHandle] = []
         outputs: list[GenerateOutput] = []
         try:
+            # One by one, so that those before a refused one are known below.
+            handles.extend(self._submit(request, None, bounded=False) for request in requests)
             with tqdm(total=len(handles), disable=not progress, unit="prompt") as bar:
                 for handle in handles:
                     outputs += _collect(handle.request, handle)
                     bar.update()
-        except BaseException:  # an interrupt must not leave thousands of requests running
+        except BaseException:  # neither an interrupt nor one bad prompt may leave the others running
             for handle in handles:
                 self.abort(handle.request.rid)
             raise
@@ -185,9 +188,10 @@ class Engine:
     ) -> Any:
         """`generate` for an event loop. Cancelling it aborts its requests."""
         requests, single = self._requests(prompts, input_ids, messages, sampling_params, options)
-        handles = [self.submit(request, bounded=False) for request in requests]
+        handles: list[RequestHandle] = []
         outputs: list[GenerateOutput] = []
         try:
+            handles.extend(self.submit(request, bounded=False) for request in requests)
             for handle in handles:
                 found = _new_outputs(handle.request)
                 async for delta in handle:
@@ -208,12 +212,13 @@ class Engine:
         """
         request = self._single_request(prompt, sampling_params, options)
         outputs = _new_outputs(request)
+        handle = self._submit(request, None, bounded=True)
         try:
-            for delta in self._submit(request, None, bounded=True):
+            for delta in handle:
                 outputs[delta.index].add(delta)
                 yield outputs[delta.index]
         finally:
-            self.abort(request.rid)
+            self._abort_unfinished(request, outputs)
 
     async def async_stream(
         self, prompt: str | None = None, sampling_params: Params = None, **options: Any
@@ -221,11 +226,16 @@ class Engine:
         """`stream` for an event loop."""
         request = self._single_request(prompt, sampling_params, options)
         outputs = _new_outputs(request)
+        handle = self.submit(request)
         try:
-            async for delta in self.submit(request):
+            async for delta in handle:
                 outputs[delta.index].add(delta)
                 yield outputs[delta.index]
         finally:
+            self._abort_unfinished(request, outputs)
+
+    def _abort_unfinished(self, request: Request, outputs: list[GenerateOutput]) -> None:
+        if any(output.finish is None for output in outputs):  # else the rid may be somebody else's by now
             self.abort(request.rid)
 
     def score(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class EngineLoop:
         self._outputs = OutputProcessor(tokenizer, core.finish)
         self._max_queued = max_queued
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
+        self._commands: collections.deque[Callable[[], None]] = collections.deque()  # taken from the inbox, not yet run
         self._wake = threading.Condition()
         self._closing = False
         self._live: set[str] = set()
@@ -129,10 +131,12 @@ class EngineLoop:
             self.failure = error
         with self._wake:
             self._closing = True
-            for command in self._inbox:  # whoever waits for one of these must hear of the end too
-                command()
+            self._commands.extend(self._inbox)
             self._inbox.clear()
             self._live.clear()
+        for command in self._commands:  # whoever waits for one of these must hear of the end too
+            with contextlib.suppress(Exception):  # after a failure the core may be in any state
+                command()
         reason = f"the engine has failed: {self.failure}" if self.failure else "the engine is closed"
         self._outputs.fail(EngineError(reason))
 
@@ -142,11 +146,12 @@ class EngineLoop:
             while not self._inbox and not self._core.has_work and not self._closing:
                 if not self._wake.wait(None if self._checked else IDLE_CHECK_S):
                     self._check_when_idle()
-            commands, self._inbox = self._inbox, collections.deque()
+            self._commands.extend(self._inbox)
+            self._inbox.clear()
             self._checked = False
             closing = self._closing
-        for command in commands:
-            command()
+        while self._commands:
+            self._commands.popleft()()
         return not closing
 
     def _check_when_idle(self) -> None:
@@ -159,8 +164,8 @@ class EngineLoop:
             _logger.error("pages or slots are not accounted for: %s", error)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
-        self._outputs.process(events)
-        ended = [event.rid for event in events if event.rid not in self._outputs]
-        if ended:
-            with self._wake:
-                self._live.difference_update(ended)
+        self._outputs.process(events, self._forget)
+
+    def _forget(self, rid: str) -> None:
+        with self._wake:
+            self._live.discard(rid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,5 +184,7 @@ def scratch_bytes(model: LoadedModel, ops: Ops, buckets: Buckets, page_size: int
         memory = lowering.compile(key).memory_analysis()
         found = max(found, memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"scratch_bytes": found}))
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps({"scratch_bytes": found}))
+    partial.replace(path)  # another process may be starting too
     return found

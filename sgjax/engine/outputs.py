@@ -67,9 +67,6 @@ class OutputProcessor:
         self._handles: dict[str, RequestHandle] = {}
         self._streams: dict[tuple[str, int], TextStream] = {}
 
-    def __contains__(self, rid: str) -> bool:
-        return rid in self._handles
-
     def open_streams(self, request: Request) -> list[TextStream]:
         """One stream per sample, for `add`. Any thread may call it, so that what it refuses reaches the caller.
 
@@ -83,20 +80,25 @@ class OutputProcessor:
         for index, stream in enumerate(streams):
             self._streams[handle.request.rid, index] = stream
 
-    def process(self, events: Iterable[TokenEvent]) -> None:
-        """Delivers one step's events: to plain threads at once, to each event loop in a single call."""
+    def process(self, events: Iterable[TokenEvent], on_ended: Callable[[str], None]) -> None:
+        """Delivers one step's events: to plain threads at once, to each event loop in a single call.
+
+        Args:
+          on_ended: told the id of a request that has ended before whoever waits for it can hear of that.
+        """
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestHandle, OutputDelta]]] = {}
         for event in events:
             handle = self._handles[event.rid]
             delta = self._delta(event, handle.request)
-            if handle.loop is None:
-                handle.put(delta)
-            else:
-                by_loop.setdefault(handle.loop, []).append((handle, delta))
             if delta.finish is not None:
                 del self._streams[event.rid, event.index]
                 if not any((event.rid, i) in self._streams for i in range(handle.request.sampling.n)):
                     del self._handles[event.rid]
+                    on_ended(event.rid)
+            if handle.loop is None:
+                handle.put(delta)
+            else:
+                by_loop.setdefault(handle.loop, []).append((handle, delta))
         for loop, items in by_loop.items():
             _call_in(loop, _put_all, items)
 

@@ -27,6 +27,9 @@ from sgjax.engine.policy import order_waiting
 from sgjax.engine.sequence import Sequence, Status
 from sgjax.types import FinishReason, TokenEvent, TokenLogprobs
 
+# Waiting sequences looked at for one step: in a burst with one uncached prefix all but the first are passed over.
+MAX_CANDIDATES = 256
+
 
 @dataclasses.dataclass(slots=True)
 class Row:
@@ -143,7 +146,7 @@ class Scheduler:
                 budget -= rows[-1].length
         if not self.waiting or budget <= 0 or not self._free_slots:
             return rows
-        for seq in self._ordered_waiting():
+        for seq in self._ordered_waiting()[:MAX_CANDIDATES]:
             if budget <= 0 or not self._free_slots or len(rows) == self.limits.prefill_rows:
                 break
             if seq.num_pending:  # preempted while its last token is still on the device
@@ -363,12 +366,13 @@ class Scheduler:
 
     def _take_prompt_logprobs(self, seq: Sequence) -> list[TokenLogprobs] | None:
         """Once, with the first event: everything asked about the prompt."""
-        if seq.prompt_logprobs is None or seq.receipt.completion_tokens > 1:
+        if seq.prompt_logprobs is None:
             return None
-        found = seq.prompt_logprobs
-        if seq.request.logprob_start_len == 0 and found and found[0] is None:
+        found, seq.prompt_logprobs = seq.prompt_logprobs, None
+        if seq.request.logprob_start_len == 0:
             found[0] = TokenLogprobs(seq.request.input_ids[0], None)
-        return [value for value in found if value is not None]
+        known = [value for value in found if value is not None]
+        return known if len(known) == len(found) else None  # aborted before the whole prompt was computed
 
     def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
         """Ends one sample (or all of a request, index None) from outside: an abort, or a stop string in its text.

@@ -339,3 +339,47 @@ def test_nothing_compiles_while_serving(make_engine):
         assert compiled == []
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_one_refused_prompt_leaves_none_of_the_others_running(make_engine):
+    engine = make_engine()
+    with pytest.raises(RequestError):
+        engine.generate(input_ids=[PROMPT, [1] * 600], sampling_params={"max_new_tokens": 400, "ignore_eos": True})
+    wait_for(lambda: engine.stats().num_running == engine.stats().num_waiting == 0)
+    assert engine.stats().counters.num_aborted == 1
+
+
+def test_a_refused_stream_does_not_abort_the_rids_owner(engine):
+    owner = engine.stream(input_ids=PROMPT, sampling_params={"max_new_tokens": 40, "ignore_eos": True}, rid="mine")
+    next(owner)
+    with pytest.raises(RequestError, match="rid"):
+        next(engine.stream(input_ids=PROMPT, rid="mine"))
+    assert list(owner)[-1].finish.kind == "length"
+
+
+def test_an_answer_as_long_as_possible_ends_with_a_small_pool(make_engine):
+    engine = make_engine(max_total_tokens=128)
+    output = engine.generate(input_ids=PROMPT, sampling_params={"max_new_tokens": None, "ignore_eos": True})
+    assert (output.finish.kind, len(output.output_ids)) == ("length", 128 - 40)
+    with pytest.raises(RequestError, match="never fit"):
+        engine.generate(input_ids=[1] * 128, sampling_params={"max_new_tokens": None})
+    with pytest.raises(RequestError, match="never fit"):
+        engine.generate(input_ids=PROMPT, sampling_params={"max_new_tokens": 89})
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("extra_key", {"extra_key": "\ud800"}),
+        ("extra_key", {"extra_key": 5}),
+        ("priority", {"priority": "x"}),
+        ("top_logprobs_num", {"return_logprob": True, "top_logprobs_num": 1.5}),
+        ("stop_regex", {"sampling_params": {"stop_regex": "a{99999999999}"}}),
+        ("stop", {"sampling_params": {"stop": ["x"] * 33}}),
+    ],
+)
+def test_odd_values_never_reach_the_engines_thread(engine, field, options):
+    with pytest.raises(RequestError) as caught:
+        engine.generate(input_ids=PROMPT, **options)
+    assert caught.value.field == field
+    assert engine.is_alive

@@ -33,7 +33,7 @@ def run(tokenizer: Tokenizer, core: Core, text: str, finish: FinishReason | None
     request = Request(rid="a", input_ids=(1,), sampling=SamplingParams(**stops))  # type: ignore[arg-type]
     handle = RequestHandle(request, None)
     outputs.add(handle, outputs.open_streams(request))
-    outputs.process([TokenEvent("a", 0, tokenizer.encode(text), finish=finish)])
+    outputs.process([TokenEvent("a", 0, tokenizer.encode(text), finish=finish)], lambda rid: None)
     return next(iter(handle))
 
 

@@ -63,7 +63,7 @@ class FakeEngine:
 
     def __init__(self, reply: Callable[[Request], str] | str = "Hello world"):
         self._reply = reply if callable(reply) else lambda request: reply
-        self.config = EngineConfig()
+        self.config = EngineConfig(context_length=1024)
         self.model_config = types.SimpleNamespace(context_length=1024, vocab_size=256)
         self.tokenizer = FakeTokenizer()
         self.model_name = "fake"

@@ -32,5 +32,5 @@ def _card(context: Context) -> dict[str, Any]:
         "owned_by": "sgjax",
         "root": context.engine.config.model_path,
         "parent": None,
-        "max_model_len": context.engine.model_config.context_length,
+        "max_model_len": context.engine.config.context_length,
     }
