@@ -1,7 +1,8 @@
 """The operations a researcher can swap: writing the KV cache and attending over its pages.
 
-One folder per op: `api.py` the typed contract, `reference.py` slow and normative, `xla.py` portable, `mosaic.py` for
-Hopper GPUs, `specs.py` the cases that tests, ahead-of-time compilation and benchmarks share.
+One folder per op: `api.py` the typed contract, `reference.py` slow and normative, `xla.py` portable, `native.py`
+C++ for CPUs, `mosaic.py` for Hopper GPUs, `specs.py` the cases that tests, ahead-of-time compilation and benchmarks
+share.
 """
 
 from sgjax.kernels.registry import OP_NAMES, Ops, resolve
