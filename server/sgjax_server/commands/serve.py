@@ -116,7 +116,8 @@ def _ready_line(listener: socket.socket, config: ServerConfig, model_name: str, 
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     url = f"http://{host}:{port}"
-    body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    # Greedy: at temperature 1 a model as small as the embedded one answers with noise as often as not.
+    body = json.dumps({"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
     name = config.served_model_name or model_name
     return (
         f"sgjax serves {name} at {url} after {seconds:.1f} s. Try: "
