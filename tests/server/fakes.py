@@ -27,8 +27,8 @@ class FakeTokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return bytes(i for i in token_ids if not (skip_special_tokens and i == EOS)).decode(errors="replace")
 
-    def id_to_token(self, token_id: int) -> str:
-        return f"<0x{token_id:02X}>"
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
 
     def encode_chat(self, messages, *, add_generation_prompt=True, continue_final_message=False, **kwargs):
         if not all(isinstance(message.get("content"), str) for message in messages):
