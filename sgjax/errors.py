@@ -1,0 +1,16 @@
+"""What a caller is told when a request is not taken."""
+
+from __future__ import annotations
+
+
+class RequestError(ValueError):
+    """A request that is refused. `field` is the name under which the caller passed the offending value."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class QueueFull(RuntimeError):
+    """The waiting queue is full. The request is fine and may be sent again later."""

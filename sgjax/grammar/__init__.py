@@ -1,0 +1,1 @@
+"""Constrained decoding: grammars compiled off the step, one matcher per sequence, token masks as bits."""

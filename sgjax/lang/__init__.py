@@ -1,0 +1,1 @@
+"""The frontend language: programs of many generation calls."""
