@@ -56,6 +56,7 @@ class EngineConfig:
     )
     schedule_policy: SchedulePolicy = setting("lpm", "Order of the waiting queue; lpm is longest prefix match")
     schedule_aging_s: float = setting(2.0, "Under lpm and priority, a request that waited this long goes first")
+    disable_jump_forward: bool = setting(False, "Sample also the tokens that a grammar forces")
     disable_overlap_schedule: bool = setting(False, "Read each step before launching the next")
 
     kernels: str = setting("*=auto", "Kernel choice per op, such as 'paged_decode=mosaic,*=xla'")

@@ -19,6 +19,7 @@ from sgjax.engine.memory import pool_pages
 from sgjax.engine.packing import Buckets, Packer
 from sgjax.engine.runner import Runner
 from sgjax.engine.scheduler import Scheduler, SchedulerLimits
+from sgjax.grammar import GrammarCompiler
 from sgjax.kernels import Ops, resolve
 from sgjax.models.config import ModelConfig
 from sgjax.models.loader import LoadedModel, load_model
@@ -36,6 +37,7 @@ class BuiltEngine:
     model_name: str
     tokenizer: Tokenizer
     core: EngineCore
+    grammars: GrammarCompiler
     num_pages: int
 
 
@@ -63,7 +65,10 @@ def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
         eos_token_ids=model.eos_token_ids,
     )
     core, num_pages = _build_core(config, model, ops, device, on_progress)
-    return BuiltEngine(config, model, _model_name(config.model_path), tokenizer, core, num_pages)
+    grammars = GrammarCompiler(
+        tokenizer.to_json(), vocab_size=model.config.vocab_size, eos_token_ids=tokenizer.eos_token_ids
+    )
+    return BuiltEngine(config, model, _model_name(config.model_path), tokenizer, core, grammars, num_pages)
 
 
 def resolve_config(config: EngineConfig, model: ModelConfig, platform: str) -> EngineConfig:

@@ -1,12 +1,17 @@
-"""The engine's loop, one step at a time: schedule, pack, launch, commit the step before. Token ids in and out."""
+"""The engine's loop, one step at a time: schedule, pack, launch, commit the step before. Token ids in and out.
+
+A step with grammars samples after that commit, since its masks depend on the tokens of the step before; they are filled
+on the host while the device runs the step's forward pass.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sgjax.engine.batch import Batch, Row
 from sgjax.engine.packing import Packer
 from sgjax.engine.runner import Runner, StepHandle
-from sgjax.engine.scheduler import Batch, Row, Scheduler
+from sgjax.engine.scheduler import Scheduler
 from sgjax.engine.sequence import Sequence
 from sgjax.types import FinishReason, TokenEvent, TokenLogprobs
 
@@ -38,16 +43,32 @@ class EngineCore:
     def step(self) -> list[TokenEvent]:
         """Launches the next step and commits the one before; without overlap, the same one."""
         launched = self._launch()
+        events: list[TokenEvent] = []
+        if self.overlap:
+            previous, self._in_flight = self._in_flight, launched
+            events += self._commit(previous)
+        if launched is not None:
+            events += self._sample(*launched)
         if not self.overlap:
-            return self._commit(launched)
-        previous, self._in_flight = self._in_flight, launched
-        return self._commit(previous)
+            events += self._commit(launched)
+        return events
 
     def _launch(self) -> tuple[Batch, StepHandle] | None:
         batch = self.scheduler.schedule()
         if batch is None:
             return None
-        return batch, self.runner.launch(self.packer.pack(batch))
+        handle = self.runner.launch(self.packer.pack(batch))
+        if not batch.constrained:
+            self.runner.sample(handle)
+        return batch, handle
+
+    def _sample(self, batch: Batch, handle: StepHandle) -> list[TokenEvent]:
+        """Samples a step that had to wait for its masks. A grammar that lets nothing follow ends its sequence."""
+        if not batch.constrained:
+            return []
+        self.packer.add_mask(handle.step, batch)
+        self.runner.sample(handle)
+        return self.scheduler.finish_dead_grammars(batch)
 
     def _commit(self, launched: tuple[Batch, StepHandle] | None) -> list[TokenEvent]:
         if launched is None:

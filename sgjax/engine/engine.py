@@ -33,11 +33,13 @@ class EngineStats:
     Attributes:
       num_steps_compiled: executables ready. all_compiled: nothing is left to compile.
       num_late_compiles: compilations after that; anything but 0 is a bug.
+      num_grammar_queue: requests whose grammar is being compiled.
       num_integrity_failures: checks that found pages or slots unaccounted for while idle; likewise.
     """
 
     num_running: int
     num_waiting: int
+    num_grammar_queue: int
     counters: SchedulerCounters
     cache: CacheStats
     num_steps_compiled: int
@@ -78,6 +80,7 @@ class Engine:
         self.generation_defaults = built.model.generation
         self.tokenizer = built.tokenizer
         self._core = built.core
+        self._grammars = built.grammars
         self._num_pages = built.num_pages
         self._rng = np.random.default_rng(self.config.random_seed)
         self._loop = EngineLoop(built.core, built.tokenizer, max_queued=self.config.max_queued_requests)
@@ -93,7 +96,8 @@ class Engine:
           bounded: refuse when `max_queued_requests` are waiting.
 
         Raises:
-          RequestError: the request could never run; names the field.
+          RequestError: the request could never run; names the field. A refused grammar is raised by the handle,
+            since grammars are compiled after this returns.
           QueueFull: too many are waiting. EngineError: the engine has failed or is closed.
         """
         try:
@@ -108,7 +112,15 @@ class Engine:
             context_length=self._context_length,
             max_total_tokens=self._num_pages * self.config.page_size,
         )
-        return self._loop.submit(request, self._sequences(request), loop, bounded)
+        spec = request.sampling.grammar
+        return self._loop.submit(
+            request,
+            self._sequences(request),
+            loop,
+            bounded=bounded,
+            grammar=None if spec is None else self._grammars.compile(spec),
+            jump_forward=not self.config.disable_jump_forward,
+        )
 
     def _sequences(self, request: Request) -> list[Sequence]:
         sampling = request.sampling
@@ -310,6 +322,7 @@ class Engine:
             lambda: EngineStats(
                 num_running=len(scheduler.running),
                 num_waiting=len(scheduler.waiting),
+                num_grammar_queue=self._loop.num_grammar_queue,
                 counters=dataclasses.replace(scheduler.counters),
                 cache=scheduler.cache.stats(),
                 num_steps_compiled=compiler.num_ready,
@@ -334,6 +347,7 @@ class Engine:
     def close(self) -> None:
         """Stops after the step at hand. Open requests get an `EngineError`. Closing twice is fine."""
         self._loop.close()
+        self._grammars.close()
         self._core.runner.compiler.close()
 
     def __enter__(self) -> Engine:

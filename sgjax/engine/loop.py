@@ -8,11 +8,13 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from sgjax.engine.core import EngineCore
 from sgjax.engine.outputs import EngineError, OutputProcessor, RequestHandle
 from sgjax.engine.sequence import Sequence
+from sgjax.grammar import Grammar
 from sgjax.text import Tokenizer
 from sgjax.types import FinishReason, QueueFull, Request, RequestError, TokenEvent
 
@@ -42,6 +44,7 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._closing = False
         self._live: set[str] = set()
+        self._grammar_queue: dict[str, tuple[RequestHandle, list[Sequence]]] = {}
         self._checked = True
         self._thread = threading.Thread(target=self._run, name="sgjax-engine", daemon=True)
         self._thread.start()
@@ -50,10 +53,25 @@ class EngineLoop:
     def is_alive(self) -> bool:
         return not self._closing and self.failure is None and self._thread.is_alive()
 
+    @property
+    def num_grammar_queue(self) -> int:
+        """Requests whose grammar is being compiled."""
+        return len(self._grammar_queue)
+
     def submit(
-        self, request: Request, sequences: list[Sequence], loop: asyncio.AbstractEventLoop | None, bounded: bool
+        self,
+        request: Request,
+        sequences: list[Sequence],
+        loop: asyncio.AbstractEventLoop | None,
+        *,
+        bounded: bool,
+        grammar: Future[Grammar] | None = None,
+        jump_forward: bool = True,
     ) -> RequestHandle:
         """Queues a validated request; its deltas arrive at the handle.
+
+        Args:
+          grammar: what its output must follow, perhaps still being compiled; until then it waits in the grammar queue.
 
         Raises:
           RequestError: the rid is in use, or a stop_regex is bad. QueueFull: too many wait and `bounded`.
@@ -64,19 +82,61 @@ class EngineLoop:
 
         def start() -> None:
             self._outputs.add(handle, streams)
-            for seq in sequences:
-                self._core.add(seq)
+            self._grammar_queue[request.rid] = handle, sequences
+            if grammar is None:
+                self._begin(handle, None)
+
+        def constrain(compiled: Future[Grammar]) -> None:
+            error = None
+            try:
+                for seq in sequences:
+                    seq.constrain(compiled.result().matcher(), jump_forward=jump_forward)
+            except (RequestError, EngineError) as refused:
+                error = refused
+            except BaseException as failed:  # cancelled by a closing engine, or a defect of the compiler
+                _logger.exception("a grammar could not be compiled")
+                error = EngineError(f"the grammar could not be compiled: {failed!r}")
+            self._command(lambda: self._begin(handle, error))
 
         with self._wake:
             self._raise_if_down()
             if request.rid in self._live:
                 raise RequestError("rid", f"{request.rid!r} is in use by a live request")
-            if bounded and len(self._core.scheduler.waiting) + len(self._inbox) >= self._max_queued:
+            num_waiting = len(self._core.scheduler.waiting) + len(self._inbox) + len(self._grammar_queue)
+            if bounded and num_waiting >= self._max_queued:
                 raise QueueFull(f"{self._max_queued} requests are waiting")
             self._live.add(request.rid)
             self._inbox.append(start)
             self._wake.notify()
+        if grammar is not None:
+            grammar.add_done_callback(constrain)
         return handle
+
+    def _begin(self, handle: RequestHandle, refusal: RequestError | EngineError | None) -> None:
+        """Out of the grammar queue: to the scheduler, or back to the caller."""
+        rid = handle.request.rid
+        queued, sequences = self._grammar_queue.get(rid, (None, []))
+        if queued is not handle:  # aborted meanwhile, and the id may be another's by now
+            return
+        del self._grammar_queue[rid]
+        if refusal is not None:
+            self._forget(rid)
+            self._outputs.refuse(handle, refusal)
+            return
+        for seq in sequences:
+            self._core.add(seq)
+        self._outputs.start(handle)
+
+    def _finish(self, rid: str, reason: FinishReason) -> list[TokenEvent]:
+        """Ends a request wherever it is."""
+        _, sequences = self._grammar_queue.pop(rid, (None, []))
+        ended = [TokenEvent(rid, seq.index, [], finish=reason, receipt=seq.receipt) for seq in sequences]
+        return ended + self._core.finish(rid, None, reason)
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(command)
+            self._wake.notify()
 
     def abort(self, rid: str) -> bool:
         """Ends a request and frees its pages. False when it is unknown or has ended."""
@@ -84,7 +144,7 @@ class EngineLoop:
         with self._wake:
             if rid not in self._live:
                 return False
-            self._inbox.append(lambda: self._deliver(self._core.finish(rid, None, reason)))
+            self._inbox.append(lambda: self._deliver(self._finish(rid, reason)))
             self._wake.notify()
         return True
 

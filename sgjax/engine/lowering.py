@@ -46,6 +46,12 @@ class SampleKey(NamedTuple):
         return f"sampling of {self.num_rows} rows"
 
 
+class MaskKey(NamedTuple):
+    """A shape of `mask_step`."""
+
+    num_rows: int
+
+
 class PromptKey(NamedTuple):
     """A shape of `prompt_step`."""
 
@@ -56,7 +62,7 @@ class CountsKey(NamedTuple):
     """`counts_step`; it has one shape."""
 
 
-Key = ForwardKey | SampleKey | PromptKey | CountsKey
+Key = ForwardKey | SampleKey | MaskKey | PromptKey | CountsKey
 
 
 def all_keys(b: Buckets) -> Iterator[Key]:
@@ -71,6 +77,8 @@ def all_keys(b: Buckets) -> Iterator[Key]:
         for num_rows in row_sizes:
             for logprobs in (False, True):
                 yield SampleKey(num_rows, sampled, penalised, logprobs)
+    for num_rows in row_sizes:
+        yield MaskKey(num_rows)
     for num_tokens in b.prefill_tokens:
         yield PromptKey(num_tokens)
     yield CountsKey()
@@ -100,6 +108,7 @@ class Lowering:
         self._cache = [(jax.ShapeDtypeStruct(s, kv_dtype), jax.ShapeDtypeStruct(s, kv_dtype)) for s in shapes]
         self._forward = jax.jit(steps.forward_step, static_argnames=("graphdef", "ops"), donate_argnames=("cache",))
         self._sample = jax.jit(steps.sample_step, donate_argnames=("last_token", "counts"))
+        self._mask = jax.jit(steps.mask_step)
         self._prompt = jax.jit(steps.prompt_step, static_argnames=("graphdef",))
         self._counts = jax.jit(steps.counts_step, donate_argnames=("counts",))
 
@@ -113,6 +122,8 @@ class Lowering:
                 lowered = self._forward.lower(*args, graphdef=graphdef, ops=self._ops)
             case SampleKey():
                 lowered = self._sample.lower(*self._sample_args(key))
+            case MaskKey(num_rows):
+                lowered = self._mask.lower(self._row_logits(num_rows), _ints(num_rows, -(-config.vocab_size // 32)))
             case PromptKey(num_tokens):
                 hidden = jax.ShapeDtypeStruct((num_tokens, config.hidden_size), config.dtype)
                 args = self._params, hidden, _ints(num_tokens), _ints(num_tokens, MAX_LOGPROB_TOKENS)
@@ -128,6 +139,9 @@ class Lowering:
     def _token_counts(self) -> Any:
         return jax.eval_shape(lambda: TokenCounts.zeros(self._num_slots, self._model.config.vocab_size))
 
+    def _row_logits(self, num_rows: int) -> Any:
+        return jax.ShapeDtypeStruct((num_rows, self._model.config.vocab_size), jnp.float32)
+
     def _sample_args(self, key: SampleKey) -> tuple:
         num_rows = key.num_rows
         reals = jax.ShapeDtypeStruct((num_rows,), jnp.float32)
@@ -142,8 +156,9 @@ class Lowering:
             counts = self._token_counts()
         if key.logprobs:
             asked = _ints(num_rows, MAX_LOGPROB_TOKENS)
-        row_logits = jax.ShapeDtypeStruct((num_rows, self._model.config.vocab_size), jnp.float32)
-        return row_logits, _ints(self._num_slots), _ints(num_rows), rows, penalties, counts, asked
+        row_logits = self._row_logits(num_rows)
+        raw_logits = row_logits if key.logprobs else None
+        return row_logits, raw_logits, _ints(self._num_slots), _ints(num_rows), rows, penalties, counts, asked
 
 
 def _ints(*shape: int) -> Any:

@@ -26,6 +26,8 @@ class RequestHandle:
         self.request = request
         self.loop = loop
         self._num_open = request.sampling.n
+        self._started = asyncio.Event()
+        self._refusal: RequestError | None = None
         self._deltas: queue.SimpleQueue | asyncio.Queue = queue.SimpleQueue() if loop is None else asyncio.Queue()
 
     @property
@@ -33,12 +35,29 @@ class RequestHandle:
         """Whether something has arrived that was not read yet; a reader that lags may join such deltas."""
         return not self._deltas.empty()
 
-    def put(self, item: OutputDelta | EngineError) -> None:
+    async def started(self) -> None:
+        """Waits until the engine has the request: at once, or when its grammar is compiled.
+
+        Raises:
+          RequestError: the grammar is refused. Iterating raises it too.
+        """
+        await self._started.wait()
+        if self._refusal is not None:
+            raise self._refusal
+
+    def start(self) -> None:
+        """Lets `started` return. Called like `put`."""
+        self._started.set()
+
+    def put(self, item: OutputDelta | EngineError | RequestError) -> None:
         """Called in `loop` where there is one, else by the engine's thread."""
+        if isinstance(item, RequestError):
+            self._refusal = item
+        self._started.set()
         self._deltas.put(item) if self.loop is None else self._deltas.put_nowait(item)
 
-    def _accept(self, item: OutputDelta | EngineError) -> OutputDelta:
-        if isinstance(item, EngineError):
+    def _accept(self, item: OutputDelta | EngineError | RequestError) -> OutputDelta:
+        if isinstance(item, Exception):
             raise item
         self._num_open -= item.finish is not None
         return item
@@ -121,21 +140,40 @@ class OutputProcessor:
         """What the event's tokens add to the text, and the stop that they completed."""
         stream = self._streams[event.rid, event.index]
         finish, token_ids = event.finish, event.token_ids
-        by_token = finish is not None and finish.kind == "stop" and not request.sampling.no_stop_trim
+        by_token = finish is not None and finish.kind == "stop" and isinstance(finish.matched, int)
+        by_token = by_token and not request.sampling.no_stop_trim
         text = stream.push(token_ids[:-1] if by_token else token_ids)
         if finish is not None:
             text += stream.finish()
         return text, stream.matched
 
+    def start(self, handle: RequestHandle) -> None:
+        """Tells whoever waits that the request has been taken."""
+        if handle.loop is None:
+            handle.start()
+        else:
+            _call_in(handle.loop, handle.start)
+
+    def refuse(self, handle: RequestHandle, error: EngineError | RequestError) -> None:
+        """Ends a request that never reached the core."""
+        rid = handle.request.rid
+        del self._handles[rid]
+        for index in range(handle.request.sampling.n):
+            del self._streams[rid, index]
+        self._fail(handle, error)
+
     def fail(self, error: EngineError) -> None:
         """Every open request gets the error."""
         for handle in self._handles.values():
-            if handle.loop is None:
-                handle.put(error)
-            else:
-                _call_in(handle.loop, handle.put, error)
+            self._fail(handle, error)
         self._handles.clear()
         self._streams.clear()
+
+    def _fail(self, handle: RequestHandle, error: EngineError | RequestError) -> None:
+        if handle.loop is None:
+            handle.put(error)
+        else:
+            _call_in(handle.loop, handle.put, error)
 
 
 def _put_all(items: list[tuple[RequestHandle, OutputDelta]]) -> None:
@@ -143,6 +181,6 @@ def _put_all(items: list[tuple[RequestHandle, OutputDelta]]) -> None:
         handle.put(delta)
 
 
-def _call_in(loop: asyncio.AbstractEventLoop, function: Callable, argument: object) -> None:
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable, *arguments: object) -> None:
     with contextlib.suppress(RuntimeError):  # the loop was closed, so nobody waits there any more
-        loop.call_soon_threadsafe(function, argument)
+        loop.call_soon_threadsafe(function, *arguments)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from sgjax.engine.scheduler import Batch, Row
-from sgjax.engine.sequence import Sequence
+from sgjax.engine.batch import Batch, Row
+from sgjax.engine.sequence import Sequence, Status
+from sgjax.grammar import fill_masks
 from sgjax.types import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKENS, MAX_STOP_TOKENS
 
 MAX_BLOCKED = MAX_STOP_TOKENS + 8  # stop_token_ids and the model's own end-of-sequence ids
@@ -91,6 +94,7 @@ class PackedStep:
         of a decode step are unused, since its tokens are on the device.
       slots: int32 (S,), where the row's sampled token goes; out of range for rows that do not sample.
       asked_ids: int32 (S, MAX_LOGPROB_TOKENS) when some row wants log-probabilities.
+      mask: int32 (S, ceil(V/32)), bits of the tokens that each row may draw; set by `Packer.add_mask`.
       prompt_targets, prompt_asked: int32 (T,) and (T, MAX_LOGPROB_TOKENS) when some row wants them of its prompt.
       new_counts: sequences with penalties whose token counts are to be set before this step samples.
     """
@@ -107,6 +111,7 @@ class PackedStep:
     sampling: SamplingValues | None = None
     penalties: PenaltyValues | None = None
     asked_ids: np.ndarray | None = None
+    mask: np.ndarray | None = None
     prompt_targets: np.ndarray | None = None
     prompt_asked: np.ndarray | None = None
     new_counts: list[Sequence] = dataclasses.field(default_factory=list)
@@ -168,9 +173,23 @@ class SlotTable:
 
 
 class Packer:
-    """Packs batches for one runner. The last mirror row (`max_running`) stands for padding rows."""
+    """Packs batches for one runner. The last mirror row (`max_running`) stands for padding rows.
 
-    def __init__(self, buckets: Buckets, *, max_running: int, num_pages: int, page_size: int, vocab_size: int):
+    Args:
+      fill_masks: `sgjax.grammar.fill_masks`, or a test's.
+    """
+
+    def __init__(
+        self,
+        buckets: Buckets,
+        *,
+        max_running: int,
+        num_pages: int,
+        page_size: int,
+        vocab_size: int,
+        fill_masks: Callable[[list[tuple[Any, int]], np.ndarray], None] = fill_masks,
+    ):
+        self._fill_masks = fill_masks
         self.buckets = buckets
         self.page_size = page_size
         self.dropped = num_pages * page_size
@@ -181,6 +200,23 @@ class Packer:
 
     def pack(self, batch: Batch) -> PackedStep:
         return self._pack_decode(batch.rows) if batch.kind == "decode" else self._pack_prefill(batch.rows)
+
+    def add_mask(self, step: PackedStep, batch: Batch) -> None:
+        """Fills in what the grammars allow, once the tokens before this step are known to them.
+
+        A row that lost its `sample` since it was packed keeps nothing of what it draws.
+        """
+        num_rows = len(batch.rows)
+        slots = step.slots.copy()  # the launched forward pass may still be reading the other
+        slots[:num_rows][[not row.sample for row in batch.rows]] = self.padding_slot
+        step.slots = slots
+        step.mask = np.full((len(slots), -(-self.table.vocab_size // 32)), -1, np.int32)
+        constrained = [
+            (row.seq.matcher, i)
+            for i, row in enumerate(batch.rows)
+            if row.sample and row.seq.matcher is not None and row.seq.status is not Status.FINISHED
+        ]
+        self._fill_masks(constrained, step.mask)
 
     def _mirror_pages(self, seq: Sequence) -> None:
         slot, pages = seq.slot, seq.pages

@@ -12,7 +12,7 @@ import numpy as np
 
 from sgjax.cache.kv import make_kv_cache
 from sgjax.engine.compiler import StepCompiler
-from sgjax.engine.lowering import CountsKey, ForwardKey, Lowering, PromptKey, SampleKey, all_keys, first_keys
+from sgjax.engine.lowering import CountsKey, ForwardKey, Lowering, MaskKey, PromptKey, SampleKey, all_keys, first_keys
 from sgjax.engine.packing import Buckets, PackedStep, PenaltyValues, SamplingValues
 from sgjax.engine.sequence import Sequence
 from sgjax.kernels import Ops
@@ -23,9 +23,11 @@ from sgjax.models.loader import LoadedModel
 
 @dataclasses.dataclass(slots=True)
 class StepHandle:
-    """A launched step: device arrays whose copies to the host are under way."""
+    """A launched step: `row_logits` until it samples, then device arrays whose copies to the host are under way."""
 
-    tokens: jax.Array
+    step: PackedStep
+    row_logits: jax.Array | None
+    tokens: Any = None
     logprobs: Any = None
     prompt_logprobs: Any = None
 
@@ -70,23 +72,32 @@ class Runner:
     # --- running ----------------------------------------------------------------------------------------------
 
     def launch(self, step: PackedStep) -> StepHandle:
-        """Starts a step; returns before it has run. Steps run in the order in which they are launched."""
+        """Starts a step's forward pass; returns before it has run. `sample` must follow, before the next launch."""
         key = ForwardKey(step.decode, len(step.token_ids), len(step.kv_lens), step.page_table.shape[1])
         forward = self.compiler.get(key)
         self._cache, row_logits, hidden = forward(
             self.model.params, self._cache, self._last_token, _forward_batch(step), step.slots
         )
-        for seq in step.new_counts:
-            self._reset_counts(seq)
-        handle = StepHandle(*self._launch_sample(step, row_logits))
+        handle = StepHandle(step, row_logits)
         if step.prompt_targets is not None:
             prompt = self.compiler.get(PromptKey(len(step.token_ids)))
             handle.prompt_logprobs = prompt(self.model.params, hidden, step.prompt_targets, step.prompt_asked)
-        for leaf in jax.tree.leaves((handle.tokens, handle.logprobs, handle.prompt_logprobs)):
-            leaf.copy_to_host_async()
         return handle
 
-    def _launch_sample(self, step: PackedStep, row_logits: jax.Array) -> Any:
+    def sample(self, handle: StepHandle) -> None:
+        """Starts the second half of a launched step: its tokens, masked where the step has a mask."""
+        step, raw_logits, handle.row_logits = handle.step, handle.row_logits, None
+        assert raw_logits is not None
+        for seq in step.new_counts:
+            self._reset_counts(seq)
+        row_logits = raw_logits
+        if step.mask is not None:
+            row_logits = self.compiler.get(MaskKey(len(step.slots)))(raw_logits, step.mask)
+        handle.tokens, handle.logprobs = self._launch_sample(step, row_logits, raw_logits)
+        for leaf in jax.tree.leaves((handle.tokens, handle.logprobs, handle.prompt_logprobs)):
+            leaf.copy_to_host_async()
+
+    def _launch_sample(self, step: PackedStep, row_logits: jax.Array, raw_logits: jax.Array) -> tuple[Any, Any]:
         rows = penalties = counts = None
         if step.sampling is not None:
             rows = SamplingRows(**_fields(step.sampling))
@@ -94,7 +105,14 @@ class Runner:
             penalties, counts = PenaltyRows(**_fields(step.penalties)), self._counts
         key = SampleKey(len(step.slots), rows is not None, penalties is not None, step.asked_ids is not None)
         tokens, self._last_token, counts, logprobs = self.compiler.get(key)(
-            row_logits, self._last_token, step.slots, rows, penalties, counts, step.asked_ids
+            row_logits,
+            None if step.asked_ids is None else raw_logits,
+            self._last_token,
+            step.slots,
+            rows,
+            penalties,
+            counts,
+            step.asked_ids,
         )
         if counts is not None:
             self._counts = counts

@@ -8,6 +8,11 @@ Overlap: `schedule` may be called for step n+1 before step n is committed. A seq
 lives on the device; it is fed back by slot. A sequence that turns out to have ended at step n is dropped from step
 n+1 at commit. Pages are handed on at once, because the device runs steps in launch order (docs/architecture.md).
 
+Grammars: `commit` feeds each token to its sequence's matcher, so matchers are up to date before the step after it
+samples, and neither overlap nor preemption ever has to take a token back. Where the grammar forces the next tokens they
+are appended at once and computed as one extend: the sequence is then not `prefilled`, like one whose prompt is being
+computed in chunks, and what the step in flight would have sampled for it is dropped (`Row.sample` becomes False).
+
 In-flight sharing: the pages of a prefill step enter the radix tree when the next step is scheduled. A waiting sequence
 whose next page is just being computed by somebody else is passed over for one step and finds that page in the tree.
 """
@@ -17,36 +22,22 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sgjax.cache.manager import CacheManager, Prefix
 from sgjax.config import SchedulePolicy
+from sgjax.engine.batch import Batch, Row, SchedulerCounters, StepKind
 from sgjax.engine.policy import order_waiting
 from sgjax.engine.sequence import Sequence, Status
 from sgjax.types import FinishReason, TokenEvent, TokenLogprobs
 
+if TYPE_CHECKING:
+    from sgjax.grammar import Matcher
+
 # Waiting sequences looked at for one step: in a burst with one uncached prefix all but the first are passed over.
 MAX_CANDIDATES = 256
-
-
-@dataclasses.dataclass(slots=True)
-class Row:
-    """Tokens [start, start + length) of one sequence; `sample` when a token is drawn after the last of them."""
-
-    seq: Sequence
-    start: int
-    length: int
-    sample: bool
-
-
-@dataclasses.dataclass(slots=True)
-class Batch:
-    """The work of one step."""
-
-    kind: Literal["prefill", "decode"]
-    rows: list[Row]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,21 +52,6 @@ class SchedulerLimits:
     aging_s: float = 2.0
 
 
-@dataclasses.dataclass(slots=True)
-class SchedulerCounters:
-    """Totals since the start."""
-
-    num_requests: int = 0
-    num_finished: int = 0
-    num_aborted: int = 0
-    num_preemptions: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    prefill_steps: int = 0
-    decode_steps: int = 0
-
-
 class Scheduler:
     """Owns every `Sequence` and its pages. Single-threaded."""
 
@@ -86,6 +62,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in admission order, oldest first
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
+        self._launched = Batch("decode", [])
         self._launched_prefill: list[Sequence] = []
         self._last_kind = "decode"
         self._clock = clock
@@ -97,6 +74,7 @@ class Scheduler:
     def add(self, seq: Sequence) -> None:
         """Queues a sequence whose request was validated."""
         self.counters.num_requests += 1
+        self._count_generated(seq.receipt.completion_tokens, seq.receipt.forced_tokens)
         self.waiting.append(seq)
 
     # --- scheduling -------------------------------------------------------------------------------------------
@@ -108,14 +86,14 @@ class Scheduler:
         prefill_first = self._last_kind == "decode" or not decodable
         rows = self._prefill_rows() if prefill_first else []
         if rows:
-            return self._launched("prefill", rows)
+            return self._launch("prefill", rows)
         rows = self._decode_rows(decodable)
         if rows:
-            return self._launched("decode", rows)
+            return self._launch("decode", rows)
         rows = [] if prefill_first else self._prefill_rows()
-        return self._launched("prefill", rows) if rows else None
+        return self._launch("prefill", rows) if rows else None
 
-    def _launched(self, kind: Literal["prefill", "decode"], rows: list[Row]) -> Batch:
+    def _launch(self, kind: StepKind, rows: list[Row]) -> Batch:
         self._last_kind = kind
         if kind == "prefill":
             self.counters.prefill_steps += 1
@@ -128,7 +106,8 @@ class Scheduler:
             seq.num_pending += row.sample
             seq.receipt.steps += 1
             seq.receipt.computed_tokens += row.length
-        return Batch(kind, rows)
+        self._launched = Batch(kind, rows)
+        return self._launched
 
     def _share_launched_prefill(self) -> None:
         """Puts the full pages of the last prefill step, launched by now, into the tree."""
@@ -140,8 +119,10 @@ class Scheduler:
     def _prefill_rows(self) -> list[Row]:
         budget = self.limits.chunk_tokens
         rows: list[Row] = []
-        for seq in self.running:
-            if not seq.prefilled and budget > 0 and len(rows) < self.limits.prefill_rows:
+        for seq in self.running.copy():
+            if seq.prefilled or budget <= 0 or len(rows) == self.limits.prefill_rows:
+                continue
+            if seq.status is Status.RUNNING and self._grow(seq, self._pages_for(seq.target)):
                 rows.append(self._prefill_row(seq, budget))
                 budget -= rows[-1].length
         if not self.waiting or budget <= 0 or not self._free_slots:
@@ -219,9 +200,9 @@ class Scheduler:
         if not seq.admitted:
             seq.admitted = True
             seq.receipt.queue_s = self._clock() - seq.arrival_s
-            seq.receipt.cached_tokens = prefix.num_tokens
+            seq.receipt.cached_tokens = min(prefix.num_tokens, seq.num_prompt)
             self.counters.prompt_tokens += seq.num_prompt
-            self.counters.cached_tokens += prefix.num_tokens
+            self.counters.cached_tokens += seq.receipt.cached_tokens
         return True
 
     def _decode_rows(self, decodable: list[Sequence]) -> list[Row]:
@@ -232,19 +213,21 @@ class Scheduler:
             if seq.status is not Status.RUNNING:  # preempted below, for an older one
                 continue
             start = seq.num_computed
-            if start == len(seq.pages) * page_size and not self._grow(seq):
+            if not self._grow(seq, start // page_size + 1):
                 continue
             rows.append(Row(seq, start, 1, sample=True))
         return rows
 
-    def _grow(self, seq: Sequence) -> bool:
-        """One more page for `seq`, at the cost of younger sequences; False when `seq` itself had to go."""
-        while (pages := self.cache.allocate(1)) is None:
+    def _grow(self, seq: Sequence, num_pages: int) -> bool:
+        """Pages for `seq` up to `num_pages`, at the cost of younger sequences; False when `seq` itself had to go."""
+        while len(seq.pages) < num_pages:
+            if (pages := self.cache.allocate(num_pages - len(seq.pages))) is not None:
+                seq.pages += pages
+                break
             victim = self.running[-1]
             self._preempt(victim)
             if victim is seq:
                 return False
-        seq.pages += pages
         return True
 
     def _preempt(self, seq: Sequence) -> None:
@@ -314,7 +297,7 @@ class Scheduler:
             if seq.status is Status.FINISHED:
                 continue
             if prompt_logprobs is not None and prompt_logprobs[i]:
-                self._store_prompt_logprobs(seq, row, prompt_logprobs[i] or [])
+                seq.store_prompt_logprobs(row.start + 1, prompt_logprobs[i] or [])
             if row.sample:
                 seq.num_pending -= 1
                 events.append(self._append(seq, token_ids[i], logprobs[i] if logprobs else None))
@@ -326,15 +309,40 @@ class Scheduler:
         seq.tokens[seq.num_tokens] = token
         seq.num_tokens += 1
         seq.receipt.completion_tokens += 1
-        self.counters.generated_tokens += 1
-        if seq.receipt.completion_tokens == 1:
+        self._count_generated(1, 0)
+        if seq.receipt.ttft_s == 0.0:
             seq.receipt.ttft_s = self._clock() - seq.arrival_s
         logprobs = [logprob] if logprob is not None else None
         if token in seq.stop_ids and seq.receipt.completion_tokens > seq.request.sampling.min_new_tokens:
             return self._finished(seq, FinishReason("stop", matched=token), [token], logprobs)
+        tokens = [token]
+        if seq.matcher is not None:
+            seq.matcher.accept(token)
+            tokens += self._jump_forward(seq)
+            if seq.matcher.is_stopped:
+                return self._finished(seq, _end_of_grammar(seq.matcher), tokens, logprobs)
         if seq.num_tokens == seq.max_tokens:
-            return self._finished(seq, FinishReason("length"), [token], logprobs)
-        return TokenEvent(seq.request.rid, seq.index, [token], logprobs, self._take_prompt_logprobs(seq))
+            return self._finished(seq, FinishReason("length"), tokens, logprobs)
+        return self._event(seq, tokens, logprobs)
+
+    def _jump_forward(self, seq: Sequence) -> list[int]:
+        """Appends what the grammar forces; what the step in flight would sample for `seq` is then not wanted."""
+        forced = seq.append_forced(seq.max_tokens - seq.num_tokens)
+        self._count_generated(len(forced), len(forced))
+        if forced and seq.num_pending:
+            for row in self._launched.rows:
+                if row.seq is seq:
+                    row.sample = False
+            seq.num_pending = 0
+        return forced
+
+    def _count_generated(self, num_tokens: int, num_forced: int) -> None:
+        self.counters.generated_tokens += num_tokens
+        self.counters.forced_tokens += num_forced
+
+    def _event(self, seq: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> TokenEvent:
+        token_ids, seq.unreported = [*seq.unreported, *token_ids], []
+        return TokenEvent(seq.request.rid, seq.index, token_ids, logprobs, seq.take_prompt_logprobs())
 
     def _finished(
         self,
@@ -352,27 +360,9 @@ class Scheduler:
         seq.receipt.e2e_s = self._clock() - seq.arrival_s
         self.counters.num_finished += 1
         self.counters.num_aborted += reason.kind == "abort"
-        event = TokenEvent(seq.request.rid, seq.index, token_ids, logprobs, self._take_prompt_logprobs(seq))
+        event = self._event(seq, token_ids, logprobs)
         event.finish, event.receipt = reason, seq.receipt
         return event
-
-    def _store_prompt_logprobs(self, seq: Sequence, row: Row, values: list[TokenLogprobs]) -> None:
-        assert seq.prompt_logprobs is not None
-        first = seq.request.logprob_start_len
-        for offset, value in enumerate(values):
-            position = max(row.start + 1, first) + offset
-            if position < seq.num_prompt:
-                seq.prompt_logprobs[position - first] = value
-
-    def _take_prompt_logprobs(self, seq: Sequence) -> list[TokenLogprobs] | None:
-        """Once, with the first event: everything asked about the prompt."""
-        if seq.prompt_logprobs is None:
-            return None
-        found, seq.prompt_logprobs = seq.prompt_logprobs, None
-        if seq.request.logprob_start_len == 0:
-            found[0] = TokenLogprobs(seq.request.input_ids[0], None)
-        known = [value for value in found if value is not None]
-        return known if len(known) == len(found) else None  # aborted before the whole prompt was computed
 
     def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
         """Ends one sample (or all of a request, index None) from outside: an abort, or a stop string in its text.
@@ -385,3 +375,16 @@ class Scheduler:
             if seq.request.rid == rid and (index is None or seq.index == index)
         ]
         return [self._finished(seq, reason, []) for seq in found]
+
+    def finish_dead_grammars(self, batch: Batch) -> list[TokenEvent]:
+        """Ends the sequences of a launched step whose grammar lets no token follow."""
+        dead = [row.seq for row in batch.rows if row.sample and row.seq.matcher is not None and row.seq.matcher.error]
+        return [
+            self._finished(seq, _end_of_grammar(seq.matcher), [])
+            for seq in dead
+            if seq.status is not Status.FINISHED and seq.matcher is not None
+        ]
+
+
+def _end_of_grammar(matcher: Matcher) -> FinishReason:
+    return FinishReason("abort", message=matcher.error) if matcher.error else FinishReason("stop")

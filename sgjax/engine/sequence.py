@@ -11,6 +11,11 @@ from sgjax.types import FinishReason, Receipt, Request, TokenLogprobs
 
 if TYPE_CHECKING:
     from sgjax.cache.manager import Prefix
+    from sgjax.grammar import Matcher
+
+
+# Forced tokens that are worth an extend; a single one is sampled, from a mask that leaves nothing else.
+MIN_FORCED = 2
 
 
 class Status(enum.Enum):
@@ -34,6 +39,9 @@ class Sequence:
         through `prefix`; the rest are private to this sequence.
       pages_changed: `pages` was rewritten rather than appended to; whoever mirrors it must copy it anew.
       seed: of this sample; draws depend on it and the position alone.
+      matcher: the grammar's state after all `num_tokens`; None when the output is free.
+      jumps: whether tokens that the grammar forces are appended without sampling.
+      unreported: output tokens that no event has told of yet (forced before the first step).
     """
 
     __slots__ = (
@@ -41,6 +49,8 @@ class Sequence:
         "arrival_s",
         "finish",
         "index",
+        "jumps",
+        "matcher",
         "max_tokens",
         "num_computed",
         "num_pending",
@@ -58,6 +68,7 @@ class Sequence:
         "stop_ids",
         "target",
         "tokens",
+        "unreported",
     )
 
     def __init__(
@@ -92,9 +103,64 @@ class Sequence:
         self.arrival_s = arrival_s
         self.admitted = False
         self.receipt = Receipt(prompt_tokens=num_prompt)
+        self.matcher: Matcher | None = None
+        self.jumps = False
+        self.unreported: list[int] = []
         start = request.logprob_start_len if request.return_logprob else -1
         unknown: list[TokenLogprobs | None] = [None] * (num_prompt - start)
         self.prompt_logprobs = unknown if start >= 0 else None
+
+    def constrain(self, matcher: Matcher, *, jump_forward: bool) -> None:
+        """Makes the output follow a grammar; before the sequence is handed to the scheduler.
+
+        What the grammar forces at the start becomes part of the first prefill, except for a last token that is left
+        to be sampled, so that the sequence has a step of its own to end with.
+        """
+        self.matcher = matcher
+        # Forced tokens have no log-probabilities: nothing computed logits where they stand.
+        self.jumps = jump_forward and not self.request.return_logprob
+        self.unreported = self.append_forced(self.max_tokens - self.num_tokens - 1)
+        if self.unreported and matcher.is_stopped:
+            matcher.rollback(1)
+            self.unreported.pop()
+            self._count_forced(-1)
+
+    def append_forced(self, room: int) -> list[int]:
+        """Appends and returns the tokens that the grammar forces next, at most `room`; none where one is a stop."""
+        if not self.jumps or self.matcher is None:
+            return []
+        forced = self.matcher.forced()[: max(room, 0)]
+        if len(forced) < MIN_FORCED or not self.stop_ids.isdisjoint(forced):
+            return []
+        for token in forced:
+            self.matcher.accept(token)
+        self.tokens[self.num_tokens : self.num_tokens + len(forced)] = forced
+        self._count_forced(len(forced))
+        return forced
+
+    def _count_forced(self, num_tokens: int) -> None:
+        self.num_tokens += num_tokens
+        self.target = self.num_tokens
+        self.receipt.completion_tokens += num_tokens
+        self.receipt.forced_tokens += num_tokens
+
+    def store_prompt_logprobs(self, position: int, values: list[TokenLogprobs]) -> None:
+        """Keeps log-probabilities of the prompt tokens from `position` on, or from the first that was asked for."""
+        assert self.prompt_logprobs is not None
+        first = self.request.logprob_start_len
+        for at, value in enumerate(values, max(position, first)):
+            if at < self.num_prompt:
+                self.prompt_logprobs[at - first] = value
+
+    def take_prompt_logprobs(self) -> list[TokenLogprobs] | None:
+        """Once, with the first event: everything asked about the prompt."""
+        if self.prompt_logprobs is None:
+            return None
+        found, self.prompt_logprobs = self.prompt_logprobs, None
+        if self.request.logprob_start_len == 0:
+            found[0] = TokenLogprobs(self.request.input_ids[0], None)
+        known = [value for value in found if value is not None]
+        return known if len(known) == len(found) else None  # aborted before the whole prompt was computed
 
     @property
     def prefilled(self) -> bool:

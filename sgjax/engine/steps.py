@@ -1,8 +1,8 @@
 """The jitted functions of a step. Pure; compiled ahead for every bucket by `compiler.py`.
 
 A step is two calls: `forward_step` (the model) and `sample_step` (one token per row). They are apart so that the many
-shapes of the first need not be compiled for each variant of the second, and so that a grammar's mask can be filled on
-the host in between (docs/adr/0001-two-calls-a-step.md).
+shapes of the first need not be compiled for each variant of the second, and so that grammars' masks can be filled on
+the host in between (docs/adr/0001-two-calls-a-step.md); then `mask_step` comes between them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sgjax.layers.sampling import (
     SamplingRows,
     TokenCounts,
     adjust,
+    apply_mask,
     argmax,
     prompt_logprobs,
     sample,
@@ -55,8 +56,14 @@ def forward_step(
     return cache, logits(params, hidden[batch.logit_index], graphdef=graphdef), hidden
 
 
+def mask_step(row_logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Logits (S, V) without the tokens whose bit in `mask`, int32 (S, ceil(V/32)), is 0: they become -inf."""
+    return apply_mask(row_logits, mask)
+
+
 def sample_step(
     row_logits: jax.Array,
+    raw_logits: jax.Array | None,
     last_token: jax.Array,
     slots: jax.Array,
     rows: SamplingRows | None,
@@ -67,7 +74,8 @@ def sample_step(
     """Draws one token a row and keeps it on the device.
 
     Args:
-      row_logits: float32 (S, V). last_token: int32 (slots,), donated. slots: int32 (S,); out of range is dropped.
+      row_logits: float32 (S, V), masked or not. raw_logits: those of the model; None like `asked_ids`.
+      last_token: int32 (slots,), donated. slots: int32 (S,); out of range is dropped.
       rows: None when every row is greedy. penalties: with `counts` (donated), None when no row has any.
       asked_ids: int32 (S, A), None when no row wants log-probabilities.
 
@@ -82,7 +90,10 @@ def sample_step(
     last_token = last_token.at[slots].set(tokens, mode="drop")
     if counts is not None:
         counts = counts.add(slots, tokens)
-    found = None if asked_ids is None else token_logprobs(row_logits, tokens, asked_ids, MAX_TOP_LOGPROBS)
+    found = None
+    if asked_ids is not None:
+        assert raw_logits is not None
+        found = token_logprobs(raw_logits, tokens, asked_ids, MAX_TOP_LOGPROBS)
     return tokens, last_token, counts, found
 
 

@@ -220,6 +220,12 @@ def _invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     return jnp.where(hit.any(-1), jnp.argmax(hit, -1), jnp.argmax(weights, -1))
 
 
+def apply_mask(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Logits (S, V) with -inf where a bit is 0. mask int32 (S, ceil(V/32)): token t is bit t % 32 of word t // 32."""
+    bits = (mask[:, :, None] >> jnp.arange(32, dtype=jnp.int32)) & 1
+    return jnp.where(bits.reshape(len(mask), -1)[:, : logits.shape[1]] != 0, logits, -jnp.inf)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PenaltyRows:

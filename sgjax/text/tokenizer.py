@@ -76,6 +76,10 @@ class Tokenizer:
         """The default chat template's Jinja text."""
         return None if self._template is None else self._template.sources.get("default")
 
+    def to_json(self) -> str:
+        """The tokenizer as the text of a `tokenizer.json`."""
+        return self._backend.to_str()
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. `add_special_tokens` adds what the checkpoint puts around a text, such as BOS.
 

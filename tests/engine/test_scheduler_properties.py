@@ -39,17 +39,86 @@ def next_token(state: int) -> int:
     return (state >> 33) % VOCAB_SIZE
 
 
-def expected_output(prompt: tuple[int, ...], sampling: SamplingParams) -> list[int]:
-    """What a request gets when it is alone."""
+class FakeMatcher:
+    """A grammar of numbers: the tokens so far decide which may follow, often one alone, rarely none."""
+
+    def __init__(self, seed: int, max_len: int):
+        self.states = [seed]
+        self.max_len = max_len
+        self.allowed = self._allowed(seed)
+
+    def _allowed(self, state: int) -> list[int]:
+        choice = (state >> 13) % 64
+        if choice == 0:
+            return []
+        return [choice % VOCAB_SIZE] if choice < 40 else [t for t in range(VOCAB_SIZE) if choice >> t & 1] or [0]
+
+    @property
+    def is_stopped(self) -> bool:
+        return len(self.states) > self.max_len or self.error is not None
+
+    @property
+    def error(self) -> str | None:
+        return None if self.allowed or len(self.states) > self.max_len else "nothing may follow"
+
+    def accept(self, token: int) -> bool:
+        assert token in self.allowed
+        assert not self.is_stopped
+        self.states.append(mix(self.states[-1], token))
+        self.allowed = self._allowed(self.states[-1])
+        return True
+
+    def rollback(self, num_tokens: int) -> None:
+        del self.states[-num_tokens:]
+        self.allowed = self._allowed(self.states[-1])
+
+    def forced(self) -> list[int]:
+        found: list[int] = []
+        while not self.is_stopped and len(self.allowed) == 1:
+            found += self.allowed
+            self.accept(found[-1])
+        if found:
+            self.rollback(len(found))
+        return found
+
+    def fill(self, mask: np.ndarray) -> None:
+        mask[:] = 0 if self.is_stopped else sum(1 << token for token in self.allowed)
+
+
+def fill_masks(rows: list[tuple[FakeMatcher, int]], masks: np.ndarray) -> None:
+    for matcher, i in rows:
+        matcher.fill(masks[i])
+
+
+def masked_token(state: int, mask: int) -> int:
+    """The model's choice among the tokens whose bit is set."""
+    first = next_token(state)
+    allowed = [(first + i) % VOCAB_SIZE for i in range(VOCAB_SIZE) if mask >> (first + i) % VOCAB_SIZE & 1]
+    return allowed[0] if allowed else 0
+
+
+def expected_output(
+    prompt: tuple[int, ...], sampling: SamplingParams, matcher: FakeMatcher | None
+) -> tuple[list[int], str]:
+    """What a request gets when it is alone, and the kind of its end."""
     state, output = 0, []
     for token in prompt:
         state = mix(state, token)
+    mask = np.full(1, -1, np.int32)
     while len(output) < (sampling.max_new_tokens or 0):
-        output.append(next_token(state))
+        if matcher is not None:
+            matcher.fill(mask)
+            if matcher.error:
+                return output, "abort"
+        output.append(masked_token(state, int(mask[0])))
         state = mix(state, output[-1])
         if output[-1] in sampling.stop_token_ids and len(output) > sampling.min_new_tokens:
-            break
-    return output
+            return output, "stop"
+        if matcher is not None:
+            matcher.accept(output[-1])
+            if matcher.is_stopped:
+                return output, "abort" if matcher.error else "stop"
+    return output, "length"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +134,8 @@ class Ask:
     prompt_logprobs: bool
     extra_key: str
     priority: int
+    grammar_seed: int | None
+    jumps: bool
 
 
 REQUESTS = st.builds(
@@ -78,7 +149,16 @@ REQUESTS = st.builds(
     prompt_logprobs=st.sampled_from([False, False, False, True]),  # they forbid hits, so that pages come twice
     extra_key=st.sampled_from(["", "", "", "tenant"]),
     priority=st.integers(0, 2),
+    grammar_seed=st.none() | st.integers(0, 2**40),
+    jumps=st.sampled_from([True, True, False]),
 )
+
+
+@dataclasses.dataclass
+class FakeHandle:
+    step: PackedStep
+    states: list[int | None]
+    tokens: np.ndarray | None = None
 
 
 class FakeRunner:
@@ -89,8 +169,8 @@ class FakeRunner:
         self.states = [-1] * (num_pages * PAGE_SIZE)
         self.last_token = [-1] * num_slots
 
-    def launch(self, step: PackedStep) -> StepResult:
-        sampled = np.zeros(len(step.slots), np.int32)
+    def launch(self, step: PackedStep) -> FakeHandle:
+        handle = FakeHandle(step, [None] * len(step.slots))
         for row in np.flatnonzero(step.kv_lens):
             begin, end = (int(step.q_starts[row + i]) for i in (0, 1))
             assert begin < end, "a row without a token has no logits"
@@ -101,11 +181,19 @@ class FakeRunner:
                 assert position == step.kv_lens[row] - (end - at)
                 state = self.read(step.page_table[row], position)
                 self.tokens[step.kv_index[at]], self.states[step.kv_index[at]] = token, mix(state, token)
-            state = self.read(step.page_table[row], int(step.kv_lens[row]))
-            sampled[row] = next_token(state)
-            if slot < len(self.last_token):
-                self.last_token[slot] = int(sampled[row])
-        return StepResult(sampled)
+            handle.states[row] = self.read(step.page_table[row], int(step.kv_lens[row]))
+        return handle
+
+    def sample(self, handle: FakeHandle) -> None:
+        assert handle.tokens is None
+        step = handle.step
+        handle.tokens = np.zeros(len(step.slots), np.int32)
+        for row, state in enumerate(handle.states):
+            if state is not None:
+                mask = -1 if step.mask is None else int(step.mask[row, 0])
+                handle.tokens[row] = masked_token(state, mask)
+                if step.slots[row] < len(self.last_token):
+                    self.last_token[step.slots[row]] = int(handle.tokens[row])
 
     def read(self, pages: np.ndarray | list[int], kv_len: int) -> int:
         """The state after `kv_len` tokens, every one of which must stand where the page table says."""
@@ -116,8 +204,9 @@ class FakeRunner:
             assert self.states[index] == state, f"position {position} holds the KV of something else"
         return state
 
-    def collect(self, handle: StepResult) -> StepResult:
-        return handle
+    def collect(self, handle: FakeHandle) -> StepResult:
+        assert handle.tokens is not None
+        return StepResult(handle.tokens)
 
 
 @dataclasses.dataclass
@@ -128,6 +217,7 @@ class Client:
     output: list[int] = dataclasses.field(default_factory=list)
     finish: FinishReason | None = None
     stopped: bool = False  # from outside
+    grammar: tuple[int, int] | None = None  # seed, longest output
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -163,7 +253,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             min_pages=1,
         )
         packer = Packer(
-            buckets, max_running=max_running, num_pages=num_pages, page_size=PAGE_SIZE, vocab_size=VOCAB_SIZE
+            buckets,
+            max_running=max_running,
+            num_pages=num_pages,
+            page_size=PAGE_SIZE,
+            vocab_size=VOCAB_SIZE,
+            fill_masks=fill_masks,
         )
         self.runner = FakeRunner(num_pages, max_running)
         self.core = EngineCore(self.scheduler, packer, self.runner, overlap=overlap)  # type: ignore[arg-type]
@@ -178,7 +273,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_new_tokens = min(ask.max_new_tokens, self.context_length - len(prompt))
             sampling = SamplingParams(
                 max_new_tokens=max_new_tokens,
-                min_new_tokens=min(ask.min_new_tokens, max_new_tokens),
+                min_new_tokens=min(ask.min_new_tokens, max_new_tokens) if ask.grammar_seed is None else 0,
                 stop_token_ids=(STOP_TOKEN,) if ask.stops else (),
                 temperature=0,
                 n=ask.num_samples,
@@ -196,7 +291,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             capacity = self.cache.num_pages * PAGE_SIZE
             request.validate(vocab_size=VOCAB_SIZE, context_length=self.context_length, max_total_tokens=capacity)
             for index in range(ask.num_samples):
-                self.clients[rid, index] = Client(request)
+                client = self.clients[rid, index] = Client(request)
                 seq = Sequence(
                     request,
                     index,
@@ -205,6 +300,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                     context_length=self.context_length,
                     arrival_s=self.now_s,
                 )
+                if ask.grammar_seed is not None:
+                    client.grammar = ask.grammar_seed + index, 4 + ask.grammar_seed % MAX_NEW
+                    seq.constrain(FakeMatcher(*client.grammar), jump_forward=ask.jumps)  # type: ignore[arg-type]
                 self.core.add(seq)
 
     @rule(num_steps=st.integers(1, 12))
@@ -257,15 +355,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.cache.num_available == self.cache.num_pages
         assert not self.live()
         for client in self.clients.values():
-            expected = expected_output(client.request.input_ids, client.request.sampling)
+            matcher = None if client.grammar is None else FakeMatcher(*client.grammar)
+            expected, ending = expected_output(client.request.input_ids, client.request.sampling, matcher)
             assert client.finish is not None
             if client.stopped:
                 assert client.output == expected[: len(client.output)]
                 continue
             assert client.output == expected
-            stopped = bool(expected) and expected[-1] in client.request.sampling.stop_token_ids
-            stopped = stopped and len(expected) > client.request.sampling.min_new_tokens
-            assert client.finish.kind == ("stop" if stopped else "length")
+            assert client.finish.kind == ending
 
     def teardown(self):
         if hasattr(self, "core"):

@@ -1,0 +1,52 @@
+"""What the scheduler decides, as values: the rows of one step, and totals of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from sgjax.engine.sequence import Sequence
+
+StepKind = Literal["prefill", "decode"]
+
+
+@dataclasses.dataclass(slots=True)
+class Row:
+    """Tokens [start, start + length) of one sequence; `sample` when a token is drawn after the last of them.
+
+    A row that waits for its grammar's mask may lose its `sample` after its launch.
+    """
+
+    seq: Sequence
+    start: int
+    length: int
+    sample: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """The work of one step."""
+
+    kind: StepKind
+    rows: list[Row]
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the tokens of this step depend on a grammar, and so on the tokens before it."""
+        return any(row.seq.matcher is not None for row in self.rows)
+
+
+@dataclasses.dataclass(slots=True)
+class SchedulerCounters:
+    """Totals since the start."""
+
+    num_requests: int = 0
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    forced_tokens: int = 0
+    prefill_steps: int = 0
+    decode_steps: int = 0
