@@ -12,7 +12,7 @@ from sgjax import __version__
 from sgjax_server.config import ServerConfig
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
-from sgjax_server.routes import chat, completions, generate, health, models
+from sgjax_server.routes import chat, completions, generate, health, info, models
 
 
 def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
@@ -31,6 +31,6 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     app.state.config = config
     app.state.started_s = int(time.time())
     add_error_handlers(app)
-    for module in (health, models, generate, chat, completions):
+    for module in (health, info, models, generate, chat, completions):
         app.include_router(module.router)
     return app

@@ -67,6 +67,24 @@ class Call:
                 engine.abort(request.rid)
             raise
 
+    @property
+    def has_grammar(self) -> bool:
+        """Whether any request must wait for its grammar to be compiled."""
+        return any(request.sampling.grammar is not None for request in self.requests)
+
+    async def started(self) -> None:
+        """Waits until the engine has queued every request, which for a grammar is when it has been compiled.
+
+        Raises:
+          RequestError: a grammar is refused.
+        """
+        for request, handle in zip(self.requests, self._handles, strict=True):
+            try:
+                await handle.started()
+            except RequestError:
+                self._num_running[request.rid] = 0  # it has ended: the id may be somebody else's by now
+                raise
+
     def close(self) -> None:
         """Aborts the requests that have not finished; their pages become free."""
         for rid, num_running in self._num_running.items():
@@ -148,6 +166,21 @@ def _join(first: OutputDelta, second: OutputDelta) -> OutputDelta:
     first.finish = second.finish
     first.receipt = second.receipt
     return first
+
+
+async def started(call: Call, receive: Receive) -> None:
+    """Waits until a call's requests are queued, so that a refusal still decides the response's status.
+
+    Raises:
+      RequestError: a grammar is refused. ClientGone: the client closed the connection. Either closes the call.
+    """
+    if not call.has_grammar:
+        return
+    try:
+        await _while_connected(call.started(), receive)
+    except BaseException:
+        call.close()
+        raise
 
 
 async def finished(call: Call, receive: Receive) -> list[list[GenerateOutput]]:

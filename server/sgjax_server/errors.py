@@ -82,7 +82,9 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     for finding in findings:
         cause = finding.get("ctx", {}).get("error")
         if isinstance(cause, RequestError):
-            return as_api_error(cause)
+            holders = [str(part) for part in finding["loc"][1:]]  # of a nested object, the request's own field first
+            param = holders[0] if holders else cause.field
+            return ApiError(400, f"{'.'.join([*holders, cause.field])}: {cause.message}", param=param)
     first = findings[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")

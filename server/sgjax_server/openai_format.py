@@ -11,9 +11,15 @@ from sgjax_server.tokens import TokenTexts
 
 
 def finish_fields(finish: FinishReason | None) -> dict[str, Any]:
-    """A choice's `finish_reason` ("stop", "length", "abort", null) and SGLang's `matched_stop`."""
+    """A choice's `finish_reason` and SGLang's `matched_stop`.
+
+    An answer that was ended on the way is incomplete, which OpenAI's clients know as "length"; many of them refuse a
+    reason that OpenAI does not have. Why it was ended is in `finish_message`.
+    """
     if finish is None:
         return {"finish_reason": None}
+    if finish.kind == "abort":
+        return {"finish_reason": "length", "matched_stop": None, "finish_message": finish.message}
     return {"finish_reason": finish.kind, "matched_stop": finish.matched}
 
 

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import types
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from sgjax.config import EngineConfig
-from sgjax.types import FinishReason, OutputDelta, QueueFull, Receipt, Request, RequestError, TokenLogprobs
+from sgjax.types import (
+    FinishReason,
+    GrammarSpec,
+    OutputDelta,
+    QueueFull,
+    Receipt,
+    Request,
+    RequestError,
+    TokenLogprobs,
+)
 
 EOS = 0
 
 
 class FakeTokenizer:
     """One token per byte; EOS is 0. Chat prompts look like "user:hi|assistant:"."""
+
+    chat_template = "{{ messages }}"
+    special_tokens: Mapping[str, str] = {"eos_token": "</s>"}
+    eos_token_ids = (EOS,)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         try:
@@ -38,11 +53,24 @@ class FakeTokenizer:
 
 
 class FakeHandle:
-    """Deltas from a generator. `has_queued` is what `queued` says after each of them."""
+    """Deltas from a generator. `has_queued` is what `queued` says after each of them.
 
-    def __init__(self, deltas: AsyncIterator[OutputDelta], queued: Sequence[bool] = ()):
+    `compile` is what the request's grammar takes before it has started; it may raise.
+    """
+
+    def __init__(
+        self,
+        deltas: AsyncIterator[OutputDelta],
+        queued: Sequence[bool] = (),
+        compile: Callable[[], Awaitable[None]] | None = None,
+    ):
         self._deltas = deltas
         self._queued = list(queued)
+        self._compile = compile
+
+    async def started(self) -> None:
+        if self._compile is not None:
+            await self._compile()
 
     @property
     def has_queued(self) -> bool:
@@ -52,19 +80,32 @@ class FakeHandle:
         return self._deltas
 
 
+@dataclasses.dataclass(frozen=True)
+class CacheStats:
+    num_pages: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineStats:
+    num_running: int
+    cache: CacheStats
+
+
 class FakeEngine:
     """Answers every prompt with `reply(request)`, one token at a time, then EOS.
 
     Attributes:
       stuck: answers stop after their first token and never end. error: raised after the first token.
       queue_full: every request is refused.
+      compiling: grammars are not ready. bad_grammar: this text is refused as one, in its own time.
+      end: why answers end, instead of EOS.
       submitted, aborted: requests and their ids, in order.
     """
 
     def __init__(self, reply: Callable[[Request], str] | str = "Hello world"):
         self._reply = reply if callable(reply) else lambda request: reply
         self.config = EngineConfig(context_length=1024)
-        self.model_config = types.SimpleNamespace(context_length=1024, vocab_size=256)
+        self.model_config = types.SimpleNamespace(context_length=1024, vocab_size=256, architecture="FakeForCausalLM")
         self.tokenizer = FakeTokenizer()
         self.model_name = "fake"
         self.generation_defaults: dict = {}
@@ -73,8 +114,12 @@ class FakeEngine:
         self.stuck = False
         self.queue_full = False
         self.error: Exception | None = None
+        self.compiling = False
+        self.bad_grammar: str | None = None
+        self.end: FinishReason | None = None
         self.submitted: list[Request] = []
         self.aborted: list[str] = []
+        self.num_flushes = 0
         self.closed = False
 
     def submit(self, request: Request) -> FakeHandle:
@@ -82,7 +127,20 @@ class FakeEngine:
         if self.queue_full:
             raise QueueFull("the queue holds 1 request, its limit")
         self.submitted.append(request)
-        return FakeHandle(self._deltas(request))
+        return FakeHandle(self._deltas(request), compile=functools.partial(self._compile, request.sampling.grammar))
+
+    async def _compile(self, grammar: GrammarSpec | None) -> None:
+        if grammar is not None:
+            await asyncio.sleep(3600 if self.compiling else 0)
+            if grammar.text == self.bad_grammar:
+                raise RequestError(grammar.kind, "at /properties/a: no such type")
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=len(self.submitted), cache=CacheStats(num_pages=64))
+
+    def flush_cache(self) -> int:
+        self.num_flushes += 1
+        return 3
 
     def abort(self, rid: str) -> bool:
         self.aborted.append(rid)
@@ -105,9 +163,13 @@ class FakeEngine:
         token_ids = reply[position : position + 1]
         finish = receipt = prompt_logprobs = None
         if position >= len(reply) - 1:
-            finish = FinishReason("stop", EOS) if EOS in token_ids else FinishReason("length")
+            finish = self.end or (FinishReason("stop", EOS) if EOS in token_ids else FinishReason("length"))
             receipt = Receipt(
-                prompt_tokens=len(request.input_ids), completion_tokens=len(reply), cached_tokens=2, e2e_s=0.5
+                prompt_tokens=len(request.input_ids),
+                completion_tokens=len(reply),
+                cached_tokens=2,
+                forced_tokens=1,
+                e2e_s=0.5,
             )
         if request.return_logprob and position == 0 and request.logprob_start_len >= 0:
             scored = request.input_ids[request.logprob_start_len :]

@@ -56,6 +56,16 @@ async def test_leaving_before_the_answer(url: str, engine: FakeEngine):
     assert await _aborted(engine, 2) == ["r_0", "r_1"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_leaving_while_a_grammar_compiles(url: str, engine: FakeEngine, stream: bool):
+    engine.compiling = True
+    body = {"prompt": ["a", "b"], "regex": "a", "rid": "r", "stream": stream}
+    async with httpx.AsyncClient(timeout=0.3) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(url + "/v1/completions", json=body)
+    assert await _aborted(engine, 2) == ["r-0", "r-1"]
+
+
 async def test_leaving_a_stream_of_a_batch(url: str, engine: FakeEngine):
     engine.stuck = True
     async with (

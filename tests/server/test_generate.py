@@ -22,6 +22,7 @@ async def test_text(client, engine: FakeEngine):
             "prompt_tokens": 3,
             "completion_tokens": 12,
             "cached_tokens": 2,
+            "forced_tokens": 1,
             "e2e_latency": 0.5,
             "weight_version": "default",
         },

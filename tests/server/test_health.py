@@ -17,3 +17,4 @@ async def test_failed_engine(client, engine: FakeEngine):
 async def test_openapi_page_has_the_routes(client):
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert {"/health", "/generate", "/v1/models", "/v1/completions", "/v1/chat/completions"} <= paths.keys()
+    assert {"/model_info", "/server_info", "/flush_cache"} <= paths.keys()

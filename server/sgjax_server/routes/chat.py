@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 
 from sgjax.types import OutputDelta, Request
 from sgjax_server import sse
-from sgjax_server.calls import Call, encode_chat, fields_named, finished
+from sgjax_server.calls import Call, encode_chat, fields_named, finished, started
 from sgjax_server.openai_format import Usage, chat_logprobs, finish_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.common import namespace
@@ -23,10 +23,11 @@ router = APIRouter(tags=["openai"])
 
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> Response:
-    with fields_named(body.PARAM_NAMES):
+    with fields_named(body.param_names):
         input_ids = await encode_chat(context.engine, body.messages, **body.template_options())
         request = _request(body, input_ids, context)
         call = Call(context.engine, [request])
+        await started(call, context.receive)
     head = {"id": request.rid, "created": int(time.time()), "model": context.model_name}
     if body.stream:
         events = _events(call, head, context, include_usage=body.include_usage)

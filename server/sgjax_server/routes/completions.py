@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 
 from sgjax.types import GenerateOutput, Request, RequestError, TokenLogprobs
 from sgjax_server import sse
-from sgjax_server.calls import Call, encode, fields_named, finished
+from sgjax_server.calls import Call, encode, fields_named, finished, started
 from sgjax_server.openai_format import CompletionLogprobs, Usage, finish_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.common import namespace
@@ -22,10 +22,11 @@ router = APIRouter(tags=["openai"])
 
 @router.post("/v1/completions")
 async def completions(body: CompletionRequest, context: ContextDep) -> Response:
-    with fields_named(body.PARAM_NAMES):
+    with fields_named(body.param_names):
         prompts = await _prompts(body, context)
         requests = _requests(body, [ids for _, ids in prompts], context)
         call = Call(context.engine, requests)
+        await started(call, context.receive)
     echoes = [text if body.echo else "" for text, _ in prompts]
     head = {"id": requests[0].rid, "object": "text_completion", "created": int(time.time())}
     head["model"] = context.model_name

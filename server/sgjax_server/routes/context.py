@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
+from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 from sgjax_server.sampling_defaults import sampling_defaults
 from sgjax_server.tokens import TokenTexts
@@ -27,10 +28,14 @@ class Context:
         state = request.app.state
         self._host: EngineHost = state.host
         self.engine: Engine = self._host.engine
-        self.stream_interval: int = state.config.stream_interval
-        self.model_name: str = state.config.served_model_name or self.engine.model_name
+        self.server_config: ServerConfig = state.config
+        self.model_name: str = self.server_config.served_model_name or self.engine.model_name
         self.started_s: int = state.started_s
         self.receive = request.receive
+
+    @property
+    def stream_interval(self) -> int:
+        return self.server_config.stream_interval
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -41,7 +46,7 @@ class Context:
         return self._host.token_texts
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     return Context(request)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 
 from sgjax.types import FinishReason, GenerateOutput, Request, TokenLogprobs
 from sgjax_server import sse
-from sgjax_server.calls import Call, encode, finished
+from sgjax_server.calls import Call, encode, finished, started
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.native import GenerateRequest
 
@@ -24,6 +24,7 @@ async def generate(body: GenerateRequest, context: ContextDep) -> Response:
     form = _Format(context, with_text=body.return_text_in_logprobs)
     is_single = not body.is_batch and requests[0].sampling.n == 1
     call = Call(context.engine, requests)
+    await started(call, context.receive)
     if body.stream:
         return sse.EventStream(_events(call, form, context.stream_interval, is_single=is_single), call.close)
     results = await finished(call, context.receive)
@@ -62,6 +63,7 @@ class _Format:
         }
         if sample.receipt is not None:
             meta["cached_tokens"] = sample.receipt.cached_tokens
+            meta["forced_tokens"] = sample.receipt.forced_tokens
             meta["e2e_latency"] = sample.receipt.e2e_s
         if request.return_logprob:
             meta |= self._logprobs(request, "input", sample.input_logprobs or [])

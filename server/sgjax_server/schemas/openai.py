@@ -9,6 +9,7 @@ from pydantic import Field
 
 from sgjax.types import RequestError, SamplingParams
 from sgjax_server.schemas.common import ApiModel, Prompt, RequestId
+from sgjax_server.schemas.structured import GrammarFields
 
 MAX_TOP_LOGPROBS = 20
 
@@ -43,17 +44,17 @@ class StreamOptions(ApiModel):
     include_usage: bool = False
 
 
-class _GenerationRequest(ApiModel):
+class _GenerationRequest(GrammarFields):
     """The fields of chat completions and completions alike. None means unspecified."""
 
-    IGNORED = frozenset(
+    PARAM_NAMES: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+    IGNORED = GrammarFields.IGNORED | frozenset(
         {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
         | {"parallel_tool_calls", "prediction", "separate_reasoning", "stream_reasoning", "custom_labels"}
     )
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "modalities": (["text"],),
-        "response_format": ({"type": "text"},),
         "tool_choice": ("none", "auto"),
     }
 
@@ -84,6 +85,12 @@ class _GenerationRequest(ApiModel):
     priority: int | None = None
 
     @property
+    def param_names(self) -> Mapping[str, str]:
+        """This request's field for each of the engine's that has another name."""
+        grammar = self.grammar
+        return self.PARAM_NAMES if grammar is None else {**self.PARAM_NAMES, grammar.param: grammar.field}
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -91,15 +98,16 @@ class _GenerationRequest(ApiModel):
         """Sampling parameters; what the request leaves open comes from `defaults` (the model's)."""
         given = {_RENAMED.get(name, name): getattr(self, name) for name in _SAMPLING_FIELDS}
         given = {name: value for name, value in given.items() if value is not None}
+        if (grammar := self.grammar) is not None:
+            given[grammar.param] = grammar.value
         return SamplingParams(**{**defaults, **given, "max_new_tokens": max_new_tokens})
 
 
 class ChatCompletionRequest(_GenerationRequest):
     PARAM_NAMES: ClassVar[Mapping[str, str]] = {
+        **_GenerationRequest.PARAM_NAMES,
         "input_ids": "messages",
         "text": "messages",
-        "max_new_tokens": "max_tokens",
-        "min_new_tokens": "min_tokens",
         "top_logprobs_num": "top_logprobs",
     }
 
@@ -137,10 +145,9 @@ class ChatCompletionRequest(_GenerationRequest):
 
 class CompletionRequest(_GenerationRequest):
     PARAM_NAMES: ClassVar[Mapping[str, str]] = {
+        **_GenerationRequest.PARAM_NAMES,
         "input_ids": "prompt",
         "text": "prompt",
-        "max_new_tokens": "max_tokens",
-        "min_new_tokens": "min_tokens",
         "top_logprobs_num": "logprobs",
     }
 

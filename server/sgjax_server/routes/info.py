@@ -1,0 +1,63 @@
+"""SGLang's routes about the server itself: what it serves and how it does, and emptying the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from sgjax import __version__
+from sgjax_server.routes.context import ContextDep, json_response
+
+router = APIRouter(tags=["info"])
+
+
+@router.get("/model_info")
+@router.get("/get_model_info", include_in_schema=False)
+async def model_info(context: ContextDep) -> dict[str, Any]:
+    """The model, with what a client needs to write prompts for it."""
+    engine = context.engine
+    special = engine.tokenizer.special_tokens
+    return {
+        "model_path": engine.config.model_path,
+        "tokenizer_path": engine.config.tokenizer_path or engine.config.model_path,
+        "served_model_name": context.model_name,
+        "is_generation": True,
+        "weight_version": "default",
+        "architectures": [engine.model_config.architecture],
+        "vocab_size": engine.model_config.vocab_size,
+        "context_length": engine.config.context_length,
+        "page_size": engine.config.page_size,
+        "chat_template": engine.tokenizer.chat_template,
+        "bos_token": special.get("bos_token"),
+        "eos_token": special.get("eos_token"),
+        "eos_token_ids": engine.tokenizer.eos_token_ids,
+        "sampling_defaults": context.sampling_defaults,
+    }
+
+
+@router.get("/server_info")
+@router.get("/get_server_info", include_in_schema=False)
+async def server_info(context: ContextDep) -> Response:
+    """Every setting, the version, and the engine's state and totals in `internal_states` (one entry)."""
+    stats = await asyncio.to_thread(context.engine.stats)
+    return json_response(
+        {
+            **dataclasses.asdict(context.engine.config),
+            **dataclasses.asdict(context.server_config),
+            "served_model_name": context.model_name,
+            "max_total_num_tokens": stats.cache.num_pages * context.engine.config.page_size,
+            "internal_states": [dataclasses.asdict(stats)],
+            "version": __version__,
+        }
+    )
+
+
+@router.get("/flush_cache", include_in_schema=False)
+@router.post("/flush_cache")
+async def flush_cache(context: ContextDep) -> dict[str, Any]:
+    """Forgets every cached prefix that no running request uses."""
+    freed = await asyncio.to_thread(context.engine.flush_cache)
+    return {"success": True, "freed_pages": freed}

@@ -1,0 +1,47 @@
+"""What the server says of itself, and emptying its cache."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from sgjax_server.config import ServerConfig
+
+import sgjax
+from sgjax.config import EngineConfig
+
+from .fakes import EOS, FakeEngine
+
+
+@pytest.mark.parametrize("path", ["/model_info", "/get_model_info"])
+async def test_model_info(client, path: str):
+    info = (await client.get(path)).json()
+    assert (info["model_path"], info["tokenizer_path"]) == ("embedded", "embedded")
+    assert (info["is_generation"], info["weight_version"]) == (True, "default")
+    assert (info["context_length"], info["page_size"], info["vocab_size"]) == (1024, 16, 256)
+    assert (info["chat_template"], info["bos_token"], info["eos_token"]) == ("{{ messages }}", None, "</s>")
+    assert (info["architectures"], info["eos_token_ids"]) == (["FakeForCausalLM"], [EOS])
+    assert info["served_model_name"] == "fake"
+
+
+@pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
+async def test_server_info(client, path: str):
+    info = (await client.get(path)).json()
+    for config in (EngineConfig, ServerConfig):
+        assert {field.name for field in dataclasses.fields(config)} <= info.keys()
+    assert info["version"] == sgjax.__version__
+    assert info["max_total_num_tokens"] == 64 * 16
+    assert info["internal_states"] == [{"num_running": 0, "cache": {"num_pages": 64}}]
+
+
+async def test_flush_cache(client, engine: FakeEngine):
+    for method in ("GET", "POST"):
+        response = await client.request(method, "/flush_cache")
+        assert (response.status_code, response.json()) == (200, {"success": True, "freed_pages": 3})
+    assert engine.num_flushes == 2
+
+
+@pytest.mark.parametrize("path", ["/model_info", "/server_info", "/flush_cache"])
+async def test_without_an_engine(client, engine: FakeEngine, path: str):
+    engine.is_alive = False
+    assert (await client.get(path)).status_code == 503
