@@ -96,7 +96,7 @@ _SGLANG_FLAGS = (
     _SglangFlag(("--sampling-defaults",), ("model",)),
     _SglangFlag(("--attention-backend",), instead="--kernels chooses a kernel per operation"),
     _SglangFlag(("--sampling-backend",)),
-    _SglangFlag(("--grammar-backend",), ("none",)),
+    _SglangFlag(("--grammar-backend",), ("llguidance", "none")),
     _SglangFlag(("--tool-call-parser",)),
     _SglangFlag(("--reasoning-parser",)),
     _SglangFlag(("--speculative-algorithm",)),

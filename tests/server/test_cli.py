@@ -15,6 +15,7 @@ from sgjax_server.commands import serve as serve_command
 from sgjax_server.config import ServerConfig
 
 from sgjax.config import EngineConfig
+from sgjax.types import FinishReason, GrammarSpec, RequestError
 
 from .fakes import FakeEngine
 
@@ -93,12 +94,21 @@ class FakeOfflineEngine(FakeEngine):
 
     def submit(self, request, *, bounded=True):
         super().submit(request)
+        return self._iterated(request)
+
+    def _iterated(self, request):
+        if (grammar := request.sampling.grammar) is not None and grammar.text == self.bad_grammar:
+            raise RequestError(grammar.kind, "no such type")
         reply = [*self._reply(request).encode(), 0][: request.sampling.max_new_tokens]
-        return [
-            self._delta(request, index, reply, position)
-            for position in range(max(1, len(reply)))
-            for index in range(request.sampling.n)
-        ]
+        for position in range(max(1, len(reply))):
+            for index in range(request.sampling.n):
+                yield self._delta(request, index, reply, position)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
 
 
 @pytest.fixture
@@ -183,6 +193,64 @@ def test_one_prompt(offline_engine):
     assert sink.getvalue() == "HI\n"
     generate.generate_one(offline_engine, "hi", io.StringIO(), {}, raw=False)
     assert bytes(offline_engine.submitted[-1].input_ids) == b"user:hi|assistant:"
+
+
+def test_grammar_flags(offline_engine, monkeypatch, tmp_path, capsys):
+    """A schema comes as text or from a file."""
+    monkeypatch.setattr(generate, "load_engine", lambda config, progress: offline_engine)
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "object"}')
+    for flags in (
+        ["--json-schema", "true"],
+        ["--json-schema", f"@{path}"],
+        ["--regex", "@+"],
+        ["--ebnf", "root ::= 'a'"],
+        ["--choices", "a", "--choices", "b"],
+    ):
+        assert cli.main(["generate", "hi", *flags]) == 0
+    assert [request.sampling.grammar for request in offline_engine.submitted] == [
+        GrammarSpec("json_schema", "true"),
+        GrammarSpec("json_schema", '{"type": "object"}'),
+        GrammarSpec("regex", "@+"),
+        GrammarSpec("ebnf", "root ::= 'a'"),
+        GrammarSpec("choices", '["a", "b"]'),
+    ]
+    offline_engine.bad_grammar = "("
+    assert cli.main(["generate", "hi", "--regex", "("]) == 1
+    assert capsys.readouterr().err.endswith("sgjax: regex: no such type\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--regex", "a", "--ebnf", "b"], "argument --ebnf: cannot be combined with regex"),
+        (["--json-schema", "@/no/such/file"], "/no/such/file: No such file"),
+    ],
+)
+def test_bad_grammar_flags(capsys, flags: list[str], words: str):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "hi", *flags])
+    assert words in capsys.readouterr().err
+
+
+def test_an_answer_that_is_ended_says_why(offline_engine, capsys):
+    offline_engine.end = FinishReason("abort", message="nothing may follow")
+    sink = io.StringIO()
+    assert generate.generate_one(offline_engine, "hi", sink, {}, raw=True) == 0
+    assert sink.getvalue() == "HI\n"
+    assert "nothing may follow" in capsys.readouterr().err
+
+
+def test_grammars_of_lines(offline_engine):
+    """A line's own grammar replaces the flag's, of whichever kind; one that is refused stops no other line."""
+    offline_engine.bad_grammar = "("
+    lines = [{"prompt": "a"}, {"prompt": "b", "json_schema": {}}, {"prompt": "c", "regex": "("}, {"prompt": "d"}]
+    status, records = _lines(offline_engine, *lines, choices=["x"])
+    assert status == 1
+    kinds = [request.sampling.grammar.kind for request in offline_engine.submitted]
+    assert kinds == ["choices", "json_schema", "regex", "choices"]
+    assert [record.get("text") for record in records] == ["A", "B", None, "D"]
+    assert records[2] == {"id": 2, "error": {"field": "regex", "message": "no such type"}}
 
 
 def test_version_imports_neither_jax_nor_http():

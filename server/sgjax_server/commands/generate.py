@@ -11,12 +11,14 @@ import json
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
 import sgjax
 from sgjax.config import EngineConfig
+from sgjax.sampling_params import GRAMMAR_KINDS
 from sgjax.types import GenerateOutput, Request, RequestError, SamplingParams
 from sgjax_server.commands.loading import add_engine_flags, explain, load_engine
 from sgjax_server.flags import add_flags, from_flags
@@ -37,7 +39,12 @@ _SAMPLING_HELP = {
     "stop": "End before this text; may be given several times",
     "ignore_eos": "Go on after the end-of-sequence token",
     "n": "Samples per prompt",
+    "json_schema": "JSON schema that the output follows, or @FILE",
+    "regex": "Regular expression that the output matches",
+    "ebnf": "Grammar in EBNF that the output follows, or @FILE",
+    "choices": "One of the texts that the output may be; give it for each",
 }
+_FROM_FILE = ("json_schema", "ebnf")
 # Lines submitted before the first of them is finished: enough for any batch, and a bound on memory.
 _LINES_AHEAD = 1024
 _PROMPT_FIELDS = ("prompt", "text", "messages", "input_ids")
@@ -71,6 +78,9 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.prompt is not None and (args.file or args.jsonl):
         parser.error("give a prompt or --file/--jsonl, not both")
     given = {name: getattr(args, name) for name in _SAMPLING_HELP if hasattr(args, name)}
+    for name in _FROM_FILE:
+        if given.get(name, "").startswith("@"):
+            given[name] = _read(parser, given[name][1:])
     from_flags(parser, SamplingParams, argparse.Namespace(**given))  # refuses bad flags before a model is loaded
     config = from_flags(parser, EngineConfig, args)
     with contextlib.ExitStack() as stack:
@@ -96,6 +106,13 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             return 1
 
 
+def _read(parser: argparse.ArgumentParser, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"{path}: {error.strerror if isinstance(error, OSError) else error}")
+
+
 def _load(config: EngineConfig) -> Engine | None:
     with contextlib.closing(ProgressLine()) as progress:
         try:
@@ -112,19 +129,24 @@ def generate_one(engine: Engine, prompt: str, sink: TextIO, defaults: Mapping[st
     fields = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     try:
         request = _request(engine, fields, defaults)
-        handle = engine.submit(request, bounded=False)
+        _write_one(request, engine.submit(request, bounded=False), sink)
     except RequestError as error:
         print(f"sgjax: {error}", file=sys.stderr)
         return 1
-    if request.sampling.n == 1:
-        for delta in handle:
-            sink.write(delta.text)
-            sink.flush()
-        sink.write("\n")
-        return 0
-    for sample in _samples(request, handle):
-        sink.write(f"--- sample {sample.index}\n{sample.text}\n")
     return 0
+
+
+def _write_one(request: Request, handle: RequestHandle, sink: TextIO) -> None:
+    if request.sampling.n > 1:
+        for sample in _samples(request, handle):
+            sink.write(f"--- sample {sample.index}\n{sample.text}\n")
+        return
+    for delta in handle:
+        sink.write(delta.text)
+        sink.flush()
+        if delta.finish is not None and delta.finish.kind == "abort":
+            print(f"sgjax: ended on the way: {delta.finish.message}", file=sys.stderr)
+    sink.write("\n")
 
 
 class _Line(NamedTuple):
@@ -140,10 +162,14 @@ def generate_lines(engine: Engine, source: Iterable[str], sink: TextIO, defaults
     status = 0
     lines = _ahead(_submitted(engine, source, defaults), _LINES_AHEAD)
     for line in tqdm(lines, unit=" lines", disable=None):  # None: only on a terminal
-        for record in _records(line):
+        try:
+            records = _records(line)
+        except RequestError as error:
+            records = [{"id": line.id, "error": {"field": error.field, "message": error.message}}]
+            status = 1
+        for record in records:
             sink.write(json.dumps(record, ensure_ascii=False) + "\n")
         sink.flush()
-        status = status or int(line.error is not None)
     return status
 
 
@@ -190,8 +216,15 @@ def _request(engine: Engine, fields: dict[str, Any], defaults: Mapping[str, Any]
     sampling = fields.pop("sampling_params", {})
     if not isinstance(sampling, dict):
         raise RequestError("sampling_params", "must be an object")
-    params = SamplingParams.from_dict({**defaults, **sampling, **fields})
+    params = SamplingParams.from_dict(_merged(defaults, {**sampling, **fields}))
     return Request(rid=uuid.uuid4().hex, input_ids=_input_ids(engine, given[0], prompt), sampling=params)
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given goes before the defaults; a grammar goes before one of another kind too."""
+    if any(given.get(kind) is not None for kind in GRAMMAR_KINDS):
+        defaults = {name: value for name, value in defaults.items() if name not in GRAMMAR_KINDS}
+    return {**defaults, **given}
 
 
 def _input_ids(engine: Engine, field: str, prompt: Any) -> tuple[int, ...]:
@@ -206,26 +239,28 @@ def _input_ids(engine: Engine, field: str, prompt: Any) -> tuple[int, ...]:
     return tuple(engine.tokenizer.encode(prompt))
 
 
-def _records(line: _Line) -> Iterator[dict[str, Any]]:
+def _records(line: _Line) -> list[dict[str, Any]]:
+    """One record per sample. Raises RequestError for a line that was refused, by now or while its grammar compiled."""
     if line.error is not None:
-        yield {"id": line.id, "error": {"field": line.error.field, "message": line.error.message}}
-        return
+        raise line.error
     assert line.running is not None
     request, handle = line.running
-    for sample in _samples(request, handle):
-        assert sample.finish is not None
-        assert sample.receipt is not None
-        record = {"id": line.id, "index": sample.index} if request.sampling.n > 1 else {"id": line.id}
-        yield {
-            **record,
-            "text": sample.text,
-            "finish_reason": {
-                name: value for name, value in dataclasses.asdict(sample.finish).items() if value is not None
-            },
-            "prompt_tokens": sample.receipt.prompt_tokens,
-            "completion_tokens": sample.receipt.completion_tokens,
-            "cached_tokens": sample.receipt.cached_tokens,
-        }
+    return [_record(line.id, sample, has_index=request.sampling.n > 1) for sample in _samples(request, handle)]
+
+
+def _record(line_id: Any, sample: GenerateOutput, *, has_index: bool) -> dict[str, Any]:
+    assert sample.finish is not None
+    assert sample.receipt is not None
+    finish = {name: value for name, value in dataclasses.asdict(sample.finish).items() if value is not None}
+    return {
+        "id": line_id,
+        **({"index": sample.index} if has_index else {}),
+        "text": sample.text,
+        "finish_reason": finish,
+        "prompt_tokens": sample.receipt.prompt_tokens,
+        "completion_tokens": sample.receipt.completion_tokens,
+        "cached_tokens": sample.receipt.cached_tokens,
+    }
 
 
 def _samples(request: Request, handle: RequestHandle) -> list[GenerateOutput]:
