@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 import uvicorn
 from sgjax_server.app import create_app
@@ -161,6 +164,73 @@ def test_errors_name_the_parameter(client: openai.OpenAI):
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no-such-model")
     assert [model.id for model in client.models.list()] == [client.models.retrieve("default").id]
+
+
+class City(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    capital: Literal["Paris", "London", "Rome"]
+    is_large: bool
+
+
+CITY = {"type": "json_schema", "json_schema": {"name": "city", "schema": City.model_json_schema(), "strict": True}}
+NO_SCHEMA = {"type": "object", "properties": {"a": {"type": "nonsense"}}}
+
+
+def test_answer_by_a_schema(client: openai.OpenAI):
+    answer = client.chat.completions.parse(model="default", messages=PARIS, temperature=0, response_format=City)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    assert choice.message.parsed == City(capital="Paris", is_large=choice.message.parsed.is_large)
+
+
+def test_stream_by_a_schema(client: openai.OpenAI):
+    stream = client.chat.completions.create(
+        model="default", messages=PARIS, temperature=1, seed=1, stream=True, response_format=CITY
+    )
+    chunks = list(stream)
+    City.model_validate_json("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_schema_that_is_refused(client: openai.OpenAI, stream: bool):
+    """Its refusal decides the status, also of a stream, though the schema is compiled after the request is taken."""
+    bad = {"type": "json_schema", "json_schema": {"name": "bad", "schema": NO_SCHEMA}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="default", messages=PARIS, stream=stream, response_format=bad)
+    assert refused.value.param == "response_format"
+    assert "nonsense" in refused.value.message
+
+
+def test_grammars_of_a_native_batch(url: str):
+    grammars = [
+        {"regex": "(Paris|Rome), [0-9]{2}"},
+        {"choices": ["Paris", "Rome"]},
+        {"json_schema": {"type": "object"}},
+        {},
+    ]
+    body = {
+        "text": ["The capital of France is"] * len(grammars),
+        "sampling_params": [{"temperature": 0, "max_new_tokens": 12, **grammar} for grammar in grammars],
+    }
+    answers = httpx.post(url + "/generate", json=body, timeout=300).json()
+    by_regex, chosen, as_json, free = (answer["text"] for answer in answers)
+    assert re.fullmatch("(Paris|Rome), [0-9]{2}", by_regex)
+    assert chosen in ("Paris", "Rome")
+    assert as_json.startswith("{")
+    assert free.startswith(" Paris.")
+    assert answers[0]["meta_info"]["forced_tokens"] > 0
+
+
+def test_server_routes(url: str, engine: sgjax.Engine):
+    info = httpx.get(url + "/server_info").json()
+    assert info["context_length"] == 1024
+    assert info["internal_states"][0]["cache"]["num_pages"] * info["page_size"] == info["max_total_num_tokens"]
+    assert httpx.get(url + "/model_info").json()["chat_template"] == engine.tokenizer.chat_template
+    httpx.post(url + "/v1/completions", json={"prompt": "word " * 40, "max_tokens": 1}, timeout=300)
+    assert httpx.post(url + "/flush_cache").json()["freed_pages"] > 0
+    assert engine.stats().cache.num_cached == 0
 
 
 def test_many_at_once_answer_as_alone(client: openai.OpenAI):
