@@ -1,0 +1,205 @@
+"""`@function`: a program, to be run, run over a batch, traced and cached."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from sgjax.lang import ir
+from sgjax.lang.backends.base import Backend
+from sgjax.lang.default_backend import backend_or_default
+from sgjax.lang.interpreter import Interpreter, RunOptions
+from sgjax.lang.prefix import constant_prefix, sort_key
+from sgjax.lang.state import ProgramState, State
+from sgjax.lang.tracing import trace
+from sgjax.lang.workers import run_all
+
+_SAMPLING = frozenset(field.name for field in dataclasses.fields(ir.Sampling))
+_DEFAULTS = ir.Sampling(max_new_tokens=128, temperature=1.0)
+
+
+class SglFunction:
+    """A function of a state, made by `function`.
+
+    Arguments of `run` and `run_batch` that the function does not have itself are sampling defaults for its `gen`:
+    max_new_tokens (128), min_new_tokens, n, stop, stop_token_ids, stop_regex, temperature (1.0), top_p, top_k, min_p,
+    frequency_penalty, presence_penalty, repetition_penalty, ignore_eos, seed, return_logprob, logprob_start_len,
+    top_logprobs_num, return_text_in_logprobs, and those that constrain the output.
+    """
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        num_api_spec_tokens: int | None = None,
+        bind_arguments: Mapping[str, Any] | None = None,
+    ):
+        parameters = list(inspect.signature(func).parameters)
+        if not parameters:
+            raise TypeError(f"{func.__name__} needs a first parameter, the state")
+        self.func = func
+        self.num_api_spec_tokens = num_api_spec_tokens
+        self.bind_arguments = dict(bind_arguments or {})
+        self.arg_names = parameters[1:]
+        self.__name__ = func.__name__
+        self.__doc__ = func.__doc__
+
+    def bind(self, **arguments: Any) -> SglFunction:
+        """The program with some arguments given."""
+        return SglFunction(self.func, self.num_api_spec_tokens, {**self.bind_arguments, **arguments})
+
+    def run(
+        self, *args: Any, stream: bool = False, backend: Any = None, use_thread: bool = True, **kwargs: Any
+    ) -> ProgramState:
+        """Runs the program once.
+
+        Args:
+          stream: return at once, so that `text_iter` shows the text as it grows.
+          backend: an `Engine`, a `Runtime` or another backend; the default one when None.
+          use_thread: False runs every step in this thread, one after another.
+          **kwargs: the function's arguments, and sampling defaults.
+
+        Returns:
+          The state. Generations may still be under way; reading waits for them.
+
+        Raises:
+          ValueError: there is no backend. What the function raises (unless `stream`: then reading raises it).
+        """
+        state, arguments = self._prepare(kwargs, backend_or_default(backend), stream=stream, threaded=use_thread)
+        if not (stream and use_thread):
+            self._call(state, args, arguments)
+            return state
+        executor = state.interpreter.executor
+        executor.hold(0)
+
+        def body() -> None:
+            executor.hold(threading.get_ident())
+            try:
+                self._call(state, args, arguments)
+            except Exception:
+                pass  # the executor has it, for whoever reads
+            finally:
+                executor.release()
+
+        threading.Thread(target=body, name=f"sgjax-{self.__name__}", daemon=True).start()
+        return state
+
+    def run_batch(
+        self,
+        batch_kwargs: Sequence[Mapping[str, Any] | Sequence[Any]],
+        *,
+        backend: Any = None,
+        num_threads: int | Literal["auto"] = "auto",
+        progress_bar: bool = False,
+        generator_style: bool = False,
+        **sampling: Any,
+    ) -> Any:
+        """Runs the program once for each item of a batch.
+
+        What all runs begin with is put in the prefix cache first, and runs with a longer common beginning start next
+        to each other. What a run raises is raised where its state is read; the others go on.
+
+        Args:
+          batch_kwargs: the arguments of each run, by name or in order.
+          num_threads: how many run at a time.
+          generator_style: return an iterator, which yields each state as soon as it and those before it are done.
+
+        Returns:
+          The states, in the order of the batch.
+        """
+        found = backend_or_default(backend)
+        batch = [self._by_name(item) for item in batch_kwargs]
+        results = self._results(batch, found, num_threads, progress_bar, sampling)
+        return results if generator_style else list(results)
+
+    def trace(self, *, backend: Any = None, needs_all: bool = False, **arguments: Any) -> ir.Program:
+        """Records what the program does, without a model; see `tracing.trace`. `backend` is not needed."""
+        return trace(self.func, {**self.bind_arguments, **arguments}, needs_all=needs_all)
+
+    def cache(self, backend: Any = None) -> str:
+        """Puts what every run begins with in the prefix cache; returns that text."""
+        return self._cache(self.trace(), backend_or_default(backend))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`run`; inside a program, with its state as first argument, the function itself."""
+        if args and isinstance(args[0], State):
+            return self.func(*args, **{**self.bind_arguments, **kwargs})
+        return self.run(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<program {self.__name__}({', '.join(self.arg_names)})>"
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self, kwargs: Mapping[str, Any], backend: Backend, *, stream: bool, threaded: bool
+    ) -> tuple[ProgramState, dict[str, Any]]:
+        """A fresh state, and the function's own arguments."""
+        own = {name: value for name, value in kwargs.items() if name not in _SAMPLING or name in self.arg_names}
+        sampling = ir.Sampling(**{name: ir.lower(value) for name, value in kwargs.items() if name not in own})
+        options = RunOptions(sampling.over(_DEFAULTS), stream, threaded, self.num_api_spec_tokens)
+        return ProgramState(Interpreter(backend, options)), {**self.bind_arguments, **own}
+
+    def _call(self, state: ProgramState, args: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+        try:
+            state.ret_value = self.func(state, *args, **arguments)
+        except BaseException as error:
+            state.interpreter.executor.fail(error, f"the program {self.__name__}")
+            raise
+
+    def _results(
+        self, batch: list[dict[str, Any]], backend: Backend, num_threads: Any, progress_bar: bool, sampling: Any
+    ) -> Iterator[ProgramState]:
+        if not batch:
+            return
+        order = self._order(batch, backend)
+        if num_threads == "auto":
+            num_threads = max(96, 16 * (os.cpu_count() or 1))
+
+        def run(item: dict[str, Any]) -> ProgramState:
+            state, arguments = self._prepare({**sampling, **item}, backend, stream=False, threaded=True)
+            try:
+                self._call(state, (), arguments)
+                state.sync()
+            except Exception:
+                pass  # the executor has it, for whoever reads
+            return state
+
+        states = run_all([lambda item=item: run(item) for item in batch], order, min(num_threads, len(batch)))
+        if progress_bar:
+            from tqdm import tqdm
+
+            states = tqdm(states, total=len(batch), unit="program")
+        yield from states
+
+    def _order(self, batch: list[dict[str, Any]], backend: Backend) -> list[int]:
+        """The order in which to start, with the common prefix cached."""
+        numbers = list(range(len(batch)))
+        if len(batch) == 1 or not backend.has_prefix_cache:
+            return numbers
+        program = self.trace()
+        try:
+            self._cache(program, backend)
+        except Exception:
+            return numbers  # only a help; the runs will meet what is wrong, and tell
+        keys = [sort_key(program, item) for item in batch]
+        return sorted(numbers, key=keys.__getitem__)
+
+    def _cache(self, program: ir.Program, backend: Backend) -> str:
+        prompt = constant_prefix(program, backend.chat_format)
+        if prompt is None or not backend.has_prefix_cache:
+            return ""
+        backend.prefill(prompt)
+        return prompt.text
+
+    def _by_name(self, item: Any) -> dict[str, Any]:
+        if isinstance(item, Mapping):
+            return dict(item)
+        if not isinstance(item, (list, tuple)):
+            raise TypeError(f"an item of a batch holds arguments by name or in order, not {item!r}")
+        if len(item) > len(self.arg_names):
+            raise TypeError(f"{self.__name__} takes {len(self.arg_names)} arguments, not {len(item)}: {item!r}")
+        return dict(zip(self.arg_names, item, strict=False))
