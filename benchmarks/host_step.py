@@ -18,8 +18,10 @@ import numpy as np
 
 from benchmarks.radix import git_commit, processor_name
 from sgjax.cache.manager import CacheManager
-from sgjax.engine.packing import Buckets, Packer
-from sgjax.engine.scheduler import Scheduler, SchedulerLimits
+from sgjax.engine.batch import SchedulerLimits
+from sgjax.engine.buckets import Buckets
+from sgjax.engine.packing import Packer
+from sgjax.engine.scheduler import Scheduler
 from sgjax.engine.sequence import Sequence
 from sgjax.types import Request, SamplingParams
 

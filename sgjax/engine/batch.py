@@ -1,10 +1,11 @@
-"""What the scheduler decides, as values: the rows of one step, and totals of all of them."""
+"""What the scheduler decides, as values: the rows of one step, within limits, and totals of all steps."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
+from sgjax.config import SchedulePolicy
 from sgjax.engine.sequence import Sequence
 
 StepKind = Literal["prefill", "decode"]
@@ -34,6 +35,18 @@ class Batch:
     def constrained(self) -> bool:
         """Whether the tokens of this step depend on a grammar, and so on the tokens before it."""
         return any(row.seq.matcher is not None for row in self.rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SchedulerLimits:
+    """What one step and the running set may hold. `prefill_rows`: sequences in one prefill step."""
+
+    max_running: int
+    chunk_tokens: int
+    prefill_rows: int
+    context_length: int
+    policy: SchedulePolicy = "lpm"
+    aging_s: float = 2.0
 
 
 @dataclasses.dataclass(slots=True)

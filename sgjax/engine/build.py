@@ -12,13 +12,15 @@ import jax
 from sgjax.cache.kv import kv_bytes_per_page
 from sgjax.cache.manager import CacheManager
 from sgjax.config import ConfigError, EngineConfig
+from sgjax.engine.batch import SchedulerLimits
+from sgjax.engine.buckets import Buckets
 from sgjax.engine.compiler import use_persistent_cache
 from sgjax.engine.core import EngineCore
 from sgjax.engine.lowering import scratch_bytes
 from sgjax.engine.memory import pool_pages
-from sgjax.engine.packing import Buckets, Packer
+from sgjax.engine.packing import Packer
 from sgjax.engine.runner import Runner
-from sgjax.engine.scheduler import Scheduler, SchedulerLimits
+from sgjax.engine.scheduler import Scheduler
 from sgjax.grammar import GrammarCompiler
 from sgjax.kernels import Ops, resolve
 from sgjax.models.config import ModelConfig
@@ -134,7 +136,7 @@ def _build_core(
         SchedulerLimits(
             max_running=max_running,
             chunk_tokens=chunk,
-            prefill_rows=buckets.prefill_rows,
+            prefill_rows=buckets.prefill[-1][1],
             context_length=context,
             policy=config.schedule_policy,
             aging_s=config.schedule_aging_s,

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from sgjax.cache.manager import CacheStats
 from sgjax.config import EngineConfig
+from sgjax.engine.batch import SchedulerCounters
 from sgjax.engine.build import build_core
 from sgjax.engine.loop import EngineLoop
 from sgjax.engine.outputs import RequestHandle
-from sgjax.engine.scheduler import SchedulerCounters
 from sgjax.engine.sequence import Sequence
 from sgjax.types import GenerateOutput, Request, RequestError, SamplingParams
 

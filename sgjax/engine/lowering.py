@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from sgjax.cache.kv import kv_shape
 from sgjax.engine import steps
-from sgjax.engine.packing import MAX_BLOCKED, Buckets
+from sgjax.engine.buckets import FEW_TOKENS, Buckets
+from sgjax.engine.packing import MAX_BLOCKED
 from sgjax.kernels import Ops
 from sgjax.layers.batch import ForwardBatch
 from sgjax.layers.sampling import PenaltyRows, SamplingRows, TokenCounts
@@ -67,9 +68,9 @@ Key = ForwardKey | SampleKey | MaskKey | PromptKey | CountsKey
 
 def all_keys(b: Buckets) -> Iterator[Key]:
     """Every compiled shape, the most wanted first."""
-    for num_tokens in b.prefill_tokens:
-        yield ForwardKey(False, num_tokens, b.prefill_rows, b.max_pages)
-    row_sizes = sorted({*b.decode_rows, b.prefill_rows})
+    for num_tokens, num_rows in b.prefill:
+        yield ForwardKey(False, num_tokens, num_rows, b.max_pages)
+    row_sizes = sorted({*b.decode_rows, *(num_rows for _, num_rows in b.prefill)})
     for num_pages in b.decode_pages:
         for num_rows in b.decode_rows:
             yield ForwardKey(True, num_rows, num_rows, num_pages)
@@ -79,18 +80,18 @@ def all_keys(b: Buckets) -> Iterator[Key]:
                 yield SampleKey(num_rows, sampled, penalised, logprobs)
     for num_rows in row_sizes:
         yield MaskKey(num_rows)
-    for num_tokens in b.prefill_tokens:
+    for num_tokens in sorted({num_tokens for num_tokens, _ in b.prefill}):
         yield PromptKey(num_tokens)
     yield CountsKey()
 
 
 def first_keys(b: Buckets) -> list[Key]:
     """What one short request needs."""
+    num_tokens, num_rows = b.prefill_shape(min(FEW_TOKENS, b.prefill[-1][0]), 1)
     return [
-        ForwardKey(False, b.prefill_tokens[0], b.prefill_rows, b.max_pages),
+        ForwardKey(False, num_tokens, num_rows, b.max_pages),
         ForwardKey(True, b.decode_rows[0], b.decode_rows[0], b.decode_pages[0]),
-        SampleKey(b.prefill_rows, False, False, False),
-        SampleKey(b.decode_rows[0], False, False, False),
+        *(SampleKey(rows, False, False, False) for rows in sorted({num_rows, b.decode_rows[0]})),
     ]
 
 
@@ -191,7 +192,7 @@ def scratch_bytes(model: LoadedModel, ops: Ops, buckets: Buckets, page_size: int
     num_slots, num_pages = buckets.decode_rows[-1], buckets.max_pages
     lowering = Lowering(model, ops, num_slots=num_slots, num_pages=num_pages, page_size=page_size, kv_dtype=kv_dtype)
     largest = (
-        ForwardKey(False, buckets.prefill_tokens[-1], buckets.prefill_rows, buckets.max_pages),
+        ForwardKey(False, *buckets.prefill[-1], buckets.max_pages),
         ForwardKey(True, buckets.decode_rows[-1], buckets.decode_rows[-1], buckets.decode_pages[-1]),
     )
     found = 0

@@ -6,7 +6,6 @@ decode step is a handful of vectorised look-ups whatever the number of rows.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -14,51 +13,12 @@ from typing import Any
 import numpy as np
 
 from sgjax.engine.batch import Batch, Row
+from sgjax.engine.buckets import Buckets, bucket
 from sgjax.engine.sequence import Sequence, Status
 from sgjax.grammar import fill_masks
 from sgjax.types import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKENS, MAX_STOP_TOKENS
 
 MAX_BLOCKED = MAX_STOP_TOKENS + 8  # stop_token_ids and the model's own end-of-sequence ids
-
-
-@dataclasses.dataclass(frozen=True)
-class Buckets:
-    """The padded shapes for which steps are compiled, each ascending.
-
-    Attributes:
-      decode_rows: S of decode steps. decode_pages: P of decode steps, in pages.
-      prefill_tokens: T of prefill steps. prefill_rows: S of prefill steps. max_pages: P of prefill steps.
-    """
-
-    decode_rows: tuple[int, ...]
-    decode_pages: tuple[int, ...]
-    prefill_tokens: tuple[int, ...]
-    prefill_rows: int
-    max_pages: int
-
-    @classmethod
-    def make(cls, *, max_running: int, chunk_tokens: int, prefill_rows: int, max_pages: int, min_pages: int) -> Buckets:
-        """Powers of two up to each limit, and the limit itself; `min_pages` is the smallest P of a decode step."""
-        return cls(
-            decode_rows=_powers(4, max_running),
-            decode_pages=_powers(min_pages, max_pages),
-            prefill_tokens=_powers(32, chunk_tokens),
-            prefill_rows=prefill_rows,
-            max_pages=max_pages,
-        )
-
-
-def _powers(low: int, high: int) -> tuple[int, ...]:
-    sizes = []
-    while low < high:
-        sizes.append(low)
-        low *= 2
-    return (*sizes, high)
-
-
-def bucket(sizes: tuple[int, ...], n: int) -> int:
-    """The smallest size that holds `n`."""
-    return sizes[bisect.bisect_left(sizes, n)]
 
 
 @dataclasses.dataclass(slots=True)
@@ -259,9 +219,8 @@ class Packer:
         return step
 
     def _pack_prefill(self, rows: list[Row]) -> PackedStep:
-        size = self.buckets.prefill_rows
         num_tokens = sum(row.length for row in rows)
-        token_size = bucket(self.buckets.prefill_tokens, num_tokens)
+        token_size, size = self.buckets.prefill_shape(num_tokens, len(rows))
         tokens = np.zeros((3, token_size), np.int32)
         token_ids, positions, kv_index = tokens
         kv_index[num_tokens:] = self.dropped

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgjax.cache.kv import make_kv_cache
+from sgjax.engine.buckets import Buckets
 from sgjax.engine.compiler import StepCompiler
 from sgjax.engine.lowering import CountsKey, ForwardKey, Lowering, MaskKey, PromptKey, SampleKey, all_keys, first_keys
-from sgjax.engine.packing import Buckets, PackedStep, PenaltyValues, SamplingValues
+from sgjax.engine.packing import PackedStep, PenaltyValues, SamplingValues
 from sgjax.engine.sequence import Sequence
 from sgjax.kernels import Ops
 from sgjax.layers.batch import ForwardBatch

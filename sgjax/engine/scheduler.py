@@ -5,8 +5,8 @@ a decode step one token of every running sequence. After a prefill step a decode
 decode, so a long prompt delays the next token of the others by one chunk at most.
 
 Overlap: `schedule` may be called for step n+1 before step n is committed. A sequence then has one pending token, which
-lives on the device; it is fed back by slot. A sequence that turns out to have ended at step n is dropped from step
-n+1 at commit. Pages are handed on at once, because the device runs steps in launch order (docs/architecture.md).
+lives on the device; it is fed back by slot. One that turns out to have ended at step n is dropped from n+1 at commit.
+Pages are handed on at once, because the device runs steps in launch order (docs/architecture.md).
 
 Grammars: `commit` feeds each token to its sequence's matcher, so matchers are up to date before the step after it
 samples, and neither overlap nor preemption ever has to take a token back. Where the grammar forces the next tokens they
@@ -19,7 +19,6 @@ whose next page is just being computed by somebody else is passed over for one s
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -27,8 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sgjax.cache.manager import CacheManager, Prefix
-from sgjax.config import SchedulePolicy
-from sgjax.engine.batch import Batch, Row, SchedulerCounters, StepKind
+from sgjax.engine.batch import Batch, Row, SchedulerCounters, SchedulerLimits, StepKind
 from sgjax.engine.policy import order_waiting
 from sgjax.engine.sequence import Sequence, Status
 from sgjax.types import FinishReason, TokenEvent, TokenLogprobs
@@ -38,18 +36,8 @@ if TYPE_CHECKING:
 
 # Waiting sequences looked at for one step: in a burst with one uncached prefix all but the first are passed over.
 MAX_CANDIDATES = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SchedulerLimits:
-    """What one step and the running set may hold. `prefill_rows`: sequences in one prefill step."""
-
-    max_running: int
-    chunk_tokens: int
-    prefill_rows: int
-    context_length: int
-    policy: SchedulePolicy = "lpm"
-    aging_s: float = 2.0
+# Forced tokens are taken without sampling when they are this many times as many as the tokens that others lose by it.
+JUMP_GAIN = 2
 
 
 class Scheduler:
@@ -291,7 +279,8 @@ class Scheduler:
 
         `prompt_logprobs[i]` are for the prompt positions start+1 .. start+length of row i that the request asked for.
         """
-        events = []
+        events: list[TokenEvent] = []
+        constrained: list[tuple[Sequence, TokenEvent]] = []
         for i, row in enumerate(batch.rows):
             seq = row.seq
             if seq.status is Status.FINISHED:
@@ -301,42 +290,60 @@ class Scheduler:
             if row.sample:
                 seq.num_pending -= 1
                 events.append(self._append(seq, token_ids[i], logprobs[i] if logprobs else None))
+                if seq.matcher is not None and seq.status is not Status.FINISHED:
+                    constrained.append((seq, events[-1]))
             elif seq.max_tokens == seq.num_prompt and row.start + row.length == seq.target:
                 events.append(self._finished(seq, FinishReason("length"), []))
+        self._jump_forward(constrained)
         return events
 
     def _append(self, seq: Sequence, token: int, logprob: TokenLogprobs | None) -> TokenEvent:
         seq.tokens[seq.num_tokens] = token
         seq.num_tokens += 1
         seq.receipt.completion_tokens += 1
-        self._count_generated(1, 0)
+        self._count_generated(1)
         if seq.receipt.ttft_s == 0.0:
             seq.receipt.ttft_s = self._clock() - seq.arrival_s
         logprobs = [logprob] if logprob is not None else None
         if token in seq.stop_ids and seq.receipt.completion_tokens > seq.request.sampling.min_new_tokens:
             return self._finished(seq, FinishReason("stop", matched=token), [token], logprobs)
-        tokens = [token]
         if seq.matcher is not None:
             seq.matcher.accept(token)
-            tokens += self._jump_forward(seq)
-            if seq.matcher.is_stopped:
-                return self._finished(seq, _end_of_grammar(seq.matcher), tokens, logprobs)
-        if seq.num_tokens == seq.max_tokens:
-            return self._finished(seq, FinishReason("length"), tokens, logprobs)
-        return self._event(seq, tokens, logprobs)
+        reason = self._ending(seq)
+        return self._finished(seq, reason, [token], logprobs) if reason else self._event(seq, [token], logprobs)
 
-    def _jump_forward(self, seq: Sequence) -> list[int]:
-        """Appends what the grammar forces; what the step in flight would sample for `seq` is then not wanted."""
-        forced = seq.append_forced(seq.max_tokens - seq.num_tokens)
-        self._count_generated(len(forced), len(forced))
-        if forced and seq.num_pending:
+    def _ending(self, seq: Sequence) -> FinishReason | None:
+        """Why nothing may follow the tokens so far."""
+        if seq.matcher is not None and seq.matcher.is_stopped:
+            return _end_of_grammar(seq.matcher)
+        return FinishReason("length") if seq.num_tokens == seq.max_tokens else None
+
+    def _jump_forward(self, constrained: list[tuple[Sequence, TokenEvent]]) -> None:
+        """Appends what grammars force to the sequences and events of a committed step, where that is worth it."""
+        # One forced token costs a decode step less than an extend: it is sampled, from a mask that leaves nothing else.
+        jumps = [(seq, event, forced) for seq, event in constrained if len(forced := seq.forced()) > 1]
+        # The extends take steps of their own, in which the other rows get nothing.
+        num_steps = -(-len(jumps) // self.limits.prefill_rows)
+        num_lost = num_steps * len(self.running) - len(jumps)
+        if sum(len(forced) for *_, forced in jumps) < JUMP_GAIN * num_lost:
+            return
+        for seq, event, forced in jumps:
+            seq.append_forced(forced)
+            event.token_ids += forced
+            self._count_generated(len(forced), num_forced=len(forced))
+            self._drop_pending(seq)
+            if reason := self._ending(seq):
+                self._end(seq, reason, event)
+
+    def _drop_pending(self, seq: Sequence) -> None:
+        """What the step in flight would sample for `seq` is not wanted."""
+        if seq.num_pending:
             for row in self._launched.rows:
                 if row.seq is seq:
                     row.sample = False
             seq.num_pending = 0
-        return forced
 
-    def _count_generated(self, num_tokens: int, num_forced: int) -> None:
+    def _count_generated(self, num_tokens: int, num_forced: int = 0) -> None:
         self.counters.generated_tokens += num_tokens
         self.counters.forced_tokens += num_forced
 
@@ -351,6 +358,12 @@ class Scheduler:
         token_ids: list[int],
         logprobs: list[TokenLogprobs] | None = None,
     ) -> TokenEvent:
+        event = self._event(seq, token_ids, logprobs)
+        self._end(seq, reason, event)
+        return event
+
+    def _end(self, seq: Sequence, reason: FinishReason, event: TokenEvent) -> None:
+        """Takes a sequence out of the engine; `event` is the last that is told of it."""
         if seq.status is Status.RUNNING:
             self._release(seq)
         else:  # preempted or still queued
@@ -360,9 +373,7 @@ class Scheduler:
         seq.receipt.e2e_s = self._clock() - seq.arrival_s
         self.counters.num_finished += 1
         self.counters.num_aborted += reason.kind == "abort"
-        event = self._event(seq, token_ids, logprobs)
         event.finish, event.receipt = reason, seq.receipt
-        return event
 
     def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
         """Ends one sample (or all of a request, index None) from outside: an abort, or a stop string in its text.

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from sgjax.grammar import Matcher
 
 
-# Forced tokens that are worth an extend; a single one is sampled, from a mask that leaves nothing else.
-MIN_FORCED = 2
-
-
 class Status(enum.Enum):
     WAITING = enum.auto()
     RUNNING = enum.auto()
@@ -119,24 +115,27 @@ class Sequence:
         self.matcher = matcher
         # Forced tokens have no log-probabilities: nothing computed logits where they stand.
         self.jumps = jump_forward and not self.request.return_logprob
-        self.unreported = self.append_forced(self.max_tokens - self.num_tokens - 1)
+        self.unreported = self.forced()[: max(self.max_tokens - self.num_tokens - 1, 0)]
+        self.append_forced(self.unreported)
         if self.unreported and matcher.is_stopped:
             matcher.rollback(1)
             self.unreported.pop()
             self._count_forced(-1)
 
-    def append_forced(self, room: int) -> list[int]:
-        """Appends and returns the tokens that the grammar forces next, at most `room`; none where one is a stop."""
+    def forced(self) -> list[int]:
+        """The tokens that the grammar forces next, within `max_tokens`; none where one of them is a stop."""
         if not self.jumps or self.matcher is None:
             return []
-        forced = self.matcher.forced()[: max(room, 0)]
-        if len(forced) < MIN_FORCED or not self.stop_ids.isdisjoint(forced):
-            return []
+        forced = self.matcher.forced()[: self.max_tokens - self.num_tokens]
+        return forced if self.stop_ids.isdisjoint(forced) else []
+
+    def append_forced(self, forced: list[int]) -> None:
+        """Takes forced tokens into the output; they are then to be computed like a prompt's."""
+        assert self.matcher is not None
         for token in forced:
             self.matcher.accept(token)
         self.tokens[self.num_tokens : self.num_tokens + len(forced)] = forced
         self._count_forced(len(forced))
-        return forced
 
     def _count_forced(self, num_tokens: int) -> None:
         self.num_tokens += num_tokens

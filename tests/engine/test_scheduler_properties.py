@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sgjax.cache.manager import CacheManager
+from sgjax.engine.batch import SchedulerLimits
+from sgjax.engine.buckets import Buckets
 from sgjax.engine.core import EngineCore
-from sgjax.engine.packing import Buckets, PackedStep, Packer
+from sgjax.engine.packing import PackedStep, Packer
 from sgjax.engine.runner import StepResult
-from sgjax.engine.scheduler import Scheduler, SchedulerLimits
+from sgjax.engine.scheduler import Scheduler
 from sgjax.engine.sequence import Sequence, Status
 from sgjax.types import FinishReason, Request, SamplingParams, TokenEvent
 
