@@ -15,10 +15,11 @@ import numpy as np
 
 from sgjax.errors import RequestError
 from sgjax.grammar.matcher import Grammar, Vocabulary
-from sgjax.grammar.sources import to_source
+from sgjax.grammar.sources import LIMITS, Source
 from sgjax.sampling_params import GrammarSpec
 
 MAX_MASK_THREADS = 8
+MAX_GIVEN_UP = 8  # workers that took too long and still run, beyond which none is replaced
 
 
 class GrammarCompiler:
@@ -30,8 +31,8 @@ class GrammarCompiler:
       eos_token_ids: every id that ends an output.
       num_workers: grammars compiled at the same time.
       cache_size: compiled grammars kept, the least recently asked for is dropped first.
-      timeout_s: a compile that takes longer fails with a `RequestError`. Its thread cannot be stopped: it ends by itself
-        at llguidance's limits, and another takes its place meanwhile.
+      timeout_s: a compile that takes longer fails with a `RequestError`. Its thread cannot be stopped: it ends by
+        itself at llguidance's limits, and another takes its place meanwhile.
 
     Attributes:
       num_compiled, num_cache_hits: since the start. compile_s: seconds spent in successful compiles.
@@ -44,7 +45,7 @@ class GrammarCompiler:
         vocab_size: int,
         eos_token_ids: Sequence[int],
         num_workers: int = 2,
-        cache_size: int = 256,
+        cache_size: int = 128,
         timeout_s: float = 30.0,
     ):
         self._timeout_s = timeout_s
@@ -53,6 +54,7 @@ class GrammarCompiler:
         self._cache: OrderedDict[GrammarSpec, Future[Grammar]] = OrderedDict()  # done, and successfully
         self._pending: dict[GrammarSpec, Future[Grammar]] = {}
         self._jobs: queue.SimpleQueue[GrammarSpec | None] = queue.SimpleQueue()
+        self._given_up: list[GrammarSpec] = []  # what workers without a place are still compiling
         self._closed = False
         self.num_compiled = 0
         self.num_cache_hits = 0
@@ -78,12 +80,15 @@ class GrammarCompiler:
             if self._closed:
                 raise RuntimeError("the grammar compiler is closed")
             if (done := self._cache.get(spec)) is not None:
-                self._cache.move_to_end(spec)
-                self.num_cache_hits += 1
-                return done
+                if not (done.done() and done.result().worn_out):
+                    self._cache.move_to_end(spec)
+                    self.num_cache_hits += 1
+                    return done
+                del self._cache[spec]
             if (pending := self._pending.get(spec)) is not None:
                 return pending
             future = self._pending[spec] = Future()
+            future.set_running_or_notify_cancel()  # others may wait for it too: nobody cancels it
         self._jobs.put(spec)
         return future
 
@@ -93,11 +98,11 @@ class GrammarCompiler:
             self._closed = True
             pending = list(self._pending)
         for spec in pending:
-            self._finish(spec, error=RequestError(spec.kind, "the engine is closing"))
+            self._finish(spec, RequestError(spec.kind, "the engine is closing"))
         self._jobs.put(None)
 
     def _start(self, target: Callable[[], None]) -> None:
-        # Daemon: a compile that never ends must not keep the process alive.
+        # Daemon: a compile that takes long must not keep the process alive.
         threading.Thread(target=target, name="sgjax-grammar", daemon=True).start()
 
     def _build_vocabulary(self, tokenizer_json: str, vocab_size: int, eos: list[int]) -> None:
@@ -112,43 +117,73 @@ class GrammarCompiler:
             self._vocabulary.set_exception(error)
 
     def _work(self) -> None:
-        vocabulary = self._vocabulary.result()
+        """A worker's life: until the compiler is closed, or until it took too long and was replaced."""
         while (spec := self._jobs.get()) is not None:
-            if spec not in self._pending:
-                continue
-            start = time.perf_counter()
             try:
-                grammar = _compile(spec, vocabulary)
-            except RequestError as error:
-                self._finish(spec, error=error)
+                vocabulary = self._vocabulary.result()
             except Exception as error:
-                self._finish(spec, error=RequestError(spec.kind, str(error)))
-            else:
-                self._finish(spec, grammar=grammar, seconds=time.perf_counter() - start)
+                self._finish(spec, RequestError(spec.kind, f"grammars do not work with this tokenizer: {error}"))
+                continue
+            if not self._compile_in_time(spec, vocabulary):
+                return
         self._jobs.put(None)  # for the next worker
 
-    def _finish(
-        self, spec: GrammarSpec, *, grammar: Grammar | None = None, error: Exception | None = None, seconds: float = 0.0
-    ) -> None:
+    def _compile_in_time(self, spec: GrammarSpec, vocabulary: Vocabulary) -> bool:
+        """False when it took too long: this worker has been given up then."""
+        timer = threading.Timer(self._timeout_s, self._give_up, [spec])
+        timer.daemon = True
+        timer.start()
+        start = time.perf_counter()
+        try:
+            result = _compile(spec, vocabulary)
+        except RequestError as error:
+            result = error
+        except Exception as error:  # a mistake of ours or of a library: one request fails, not the engine
+            result = RequestError(spec.kind, f"cannot be compiled: {error}")
+        timer.cancel()
+        with self._lock:
+            if spec in self._given_up:
+                self._given_up.remove(spec)
+                return False
+        self._finish(spec, result, time.perf_counter() - start)
+        return True
+
+    def _give_up(self, spec: GrammarSpec) -> None:
+        """Fails a compile that takes too long; another worker takes the place of its worker."""
+        with self._lock:
+            if spec not in self._pending or self._closed:
+                return
+            self._given_up.append(spec)
+            replace = len(self._given_up) <= MAX_GIVEN_UP
+        self._finish(spec, RequestError(spec.kind, f"too complex: it takes longer than {self._timeout_s:g} s"))
+        if replace:
+            self._start(self._work)
+
+    def _finish(self, spec: GrammarSpec, result: Grammar | RequestError, seconds: float = 0.0) -> None:
         with self._lock:
             future = self._pending.pop(spec, None)
             if future is None:
                 return
-            if grammar is not None:
+            if isinstance(result, Grammar):
                 self.num_compiled += 1
                 self.compile_s += seconds
                 self._cache[spec] = future
                 if len(self._cache) > self._cache_size:
                     self._cache.popitem(last=False)
-        if grammar is not None:
-            future.set_result(grammar)
+        if isinstance(result, Grammar):
+            future.set_result(result)
         else:
-            future.set_exception(error)
+            future.set_exception(result)
 
 
 def _compile(spec: GrammarSpec, vocabulary: Vocabulary) -> Grammar:
-    limits = llguidance.LLParserLimits(verbose_errors=False)
-    prototype = llguidance.LLMatcher(vocabulary.tokenizer, to_source(spec), log_level=0, limits=limits)
+    source = Source(spec, vocabulary.tokenizer)
+    prototype = llguidance.LLMatcher(vocabulary.tokenizer, source.text, log_level=0, limits=LIMITS)
     if prototype.is_error():
-        raise RequestError(spec.kind, prototype.get_error())
-    return Grammar(prototype, vocabulary)
+        source.fail(prototype.get_error())
+    grammar = Grammar(prototype, vocabulary)
+    first = grammar.matcher()
+    first.fill(np.empty_like(vocabulary.eos_mask))
+    if first.error:
+        raise RequestError(spec.kind, f"nothing can be generated: {first.error}")
+    return grammar

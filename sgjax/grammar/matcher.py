@@ -9,6 +9,8 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
+from sgjax.grammar.messages import is_worn_out, plain_message
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -28,28 +30,35 @@ class Vocabulary:
 
 
 class Grammar:
-    """A compiled grammar: immutable, shared by every sequence that follows it and by threads."""
+    """A compiled grammar: immutable, shared by every sequence that follows it and by threads.
+
+    Attributes:
+      worn_out: its lexer's states, which all sequences share, are used up. Matchers that need another one are dead;
+        the compiler compiles the grammar anew when it is asked for again.
+    """
 
     def __init__(self, prototype: llguidance.LLMatcher, vocabulary: Vocabulary):
         self._prototype = prototype
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
+        self.worn_out = False
 
     def matcher(self) -> Matcher:
         """The state of a new sequence, at its start. Costs a copy, not a compile."""
-        return Matcher(self._prototype.deep_copy(), self._vocabulary)
+        return Matcher(self._prototype.deep_copy(), self)
 
 
 class Matcher:
     """How far one sequence has come in its grammar. Used by one thread at a time. Made by `Grammar.matcher`."""
 
-    __slots__ = ("_dead_end", "_inner", "_num_eos", "_num_tokens", "vocabulary")
+    __slots__ = ("_dead_end", "_grammar", "_inner", "_num_eos", "_num_tokens", "vocabulary")
 
-    def __init__(self, inner: llguidance.LLMatcher, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
+    def __init__(self, inner: llguidance.LLMatcher, grammar: Grammar):
+        self.vocabulary = grammar.vocabulary
+        self._grammar = grammar
         self._inner = inner
         self._num_tokens = 0  # accepted, without EOS
-        # EOS is counted here: llguidance takes it without counting it once nothing else may follow, so that it could not
-        # be rolled back.
+        # EOS is counted here: llguidance takes it without counting it once nothing else may follow, so that it could
+        # not be rolled back.
         self._num_eos = 0
         self._dead_end = False
 
@@ -81,8 +90,8 @@ class Matcher:
     def forced(self) -> list[int]:
         """The tokens that must come next, as the tokenizer itself would write them; does not advance.
 
-        Empty when the next token is open, or when what follows could still be tokenised in another way: of `"name":` only
-        that part is given which no continuation changes.
+        Empty when the next token is open, or when what follows could still be tokenised in another way: of `"name":`
+        only that part is given which no continuation changes.
         """
         return [] if self._only_eos else self._inner.compute_ff_tokens()
 
@@ -118,7 +127,11 @@ class Matcher:
         """Why the matcher is dead, in words for the user; None while it lives."""
         if self._dead_end:
             return "no token can follow what was generated"
-        return self._inner.get_error() or None
+        if not (message := self._inner.get_error()):
+            return None
+        if is_worn_out(message):
+            self._grammar.worn_out = True
+        return plain_message(message)
 
     @property
     def _only_eos(self) -> bool:
