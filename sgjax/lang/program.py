@@ -84,7 +84,7 @@ class SglFunction:
             finally:
                 executor.release()
 
-        threading.Thread(target=body, name=f"sgjax-{self.__name__}", daemon=True).start()
+        threading.Thread(target=body, name=f"sgjax-program-{self.__name__}", daemon=True).start()
         return state
 
     def run_batch(

@@ -30,6 +30,11 @@ def dtype_name(dtype: Any) -> str:
     return name
 
 
+def dtype_regex(dtype: Any) -> str:
+    """What a value of that type looks like."""
+    return _DTYPES[dtype_name(dtype)][0]
+
+
 def sampling_params(sampling: Sampling) -> dict[str, Any]:
     """The sampling parameters by their names in a request; a `dtype` becomes a regular expression."""
     params = {name: value for name, value in sampling.given().items() if name not in (*_REPORT, "dtype")}
