@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sgjax.grammar.schema_ends import close_endless
 from sgjax.grammar.schema_path import SchemaError, child, quoted
-from sgjax.grammar.schema_values import PLAIN, text
+from sgjax.grammar.schema_values import FORMATS, PLAIN, text
 
 MAX_DEPTH = 128  # levels of schemas within schemas, references included: beyond 1000 llguidance overflows the stack
 MAX_SUBSCHEMAS = 20_000
@@ -98,7 +98,7 @@ class _Rewriter:
         result = {} if result is True else result
         paths = self._paths | {id(result): "#"}
         if not close_endless(result, self._defs):
-            raise SchemaError("#", "only an endless value satisfies it: what it requires requires itself again")
+            raise SchemaError("#", "no finite value satisfies it")
         if self._defs:
             result["$defs"] = self._defs
         return Rewritten(result, paths)
@@ -137,7 +137,8 @@ class _Rewriter:
         for key, value in node.items():
             where = child(path, key)
             if key in PLAIN:
-                plain[key] = self._plain(key, value, where)
+                if not self._asserts_nothing(key, value):
+                    plain[key] = PLAIN[key](value, where)
             elif key in _UNSUPPORTED:
                 if not _UNSUPPORTED[key](value, node):
                     raise SchemaError(where, "not supported")
@@ -157,16 +158,16 @@ class _Rewriter:
             if key in plain:
                 nested[key] = plain.pop(key)
         self._check_object(plain, path)
-        result = {key: value for key, value in (plain | nested).items() if value is not None}
+        result = plain | nested
         self._paths[id(result)] = path
         return result
 
-    def _plain(self, key: str, value: Any, path: str) -> Any:
-        if key in ("exclusiveMinimum", "exclusiveMaximum") and self._draft == 4 and isinstance(value, bool):
-            if value:
-                raise SchemaError(path, "not supported as a boolean; give the number itself, as drafts from 6 on do")
-            return None
-        return PLAIN[key](value, path)
+    def _asserts_nothing(self, key: str, value: Any) -> bool:
+        """A format that is an annotation only, and a bound of draft 4 that is not exclusive."""
+        is_exclusive = key in ("exclusiveMinimum", "exclusiveMaximum")
+        return (key == "format" and isinstance(value, str) and value not in FORMATS) or (
+            is_exclusive and self._draft == 4 and value is False
+        )
 
     def _map(self, value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, dict):

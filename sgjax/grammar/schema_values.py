@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sgjax.grammar.ecma import to_rust
+from sgjax.grammar.ecma import CONTROL, to_rust
 from sgjax.grammar.schema_path import SchemaError, child, quoted
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
@@ -92,6 +92,8 @@ def constant(value: Any, path: str) -> Any:
         if abs(value) > MAX_EXACT:
             raise SchemaError(path, f"not supported beyond 2**53: {quoted(value)}")
         return _exact(value, path)
+    if isinstance(value, str) and (char := CONTROL.search(value)):
+        raise SchemaError(path, f"the control character {char[0]!r} is not supported")
     return value
 
 
@@ -128,11 +130,6 @@ def names(value: Any, path: str) -> list[str]:
     return value
 
 
-def format_name(value: Any, path: str) -> str | None:
-    """None where the format is an annotation only."""
-    return value if text(value, path) in FORMATS else None
-
-
 # Keywords whose value holds no schema. None of them depends on its neighbours.
 PLAIN: Mapping[str, Callable[[Any, str], Any]] = {
     "type": types,
@@ -141,7 +138,7 @@ PLAIN: Mapping[str, Callable[[Any, str], Any]] = {
     "minLength": limited_len,
     "maxLength": limited_len,
     "pattern": to_rust,
-    "format": format_name,
+    "format": text,
     "minimum": lower_bound,
     "exclusiveMinimum": lower_bound,
     "maximum": upper_bound,
