@@ -123,29 +123,36 @@ class OutputProcessor:
 
     def _delta(self, event: TokenEvent, request: Request) -> OutputDelta:
         finish, receipt = event.finish, event.receipt
+        stream = self._streams[event.rid, event.index]
+        num_before, num_dropped = stream.num_tokens, 0
         try:
-            text, matched = self._text(event, request)
-            ending = None if matched is None else FinishReason("stop", matched=matched)
+            text = self._text(stream, event, request)
+            ending = None
+            if stream.matched is not None:
+                ending = FinishReason("stop", matched=stream.matched)
+                num_dropped = len(event.token_ids) - (stream.num_tokens - num_before)
         except RequestError as error:  # a stop_regex that takes too long ends its request, not the engine
             text, ending = "", FinishReason("abort", message=str(error))
         if ending is not None:
             if finish is None:
                 receipt = self._finish(event.rid, event.index, ending)[0].receipt
             finish = ending
+        if num_dropped and receipt is not None:  # forced tokens, which come several at once, behind the stop
+            del event.token_ids[-num_dropped:]
+            receipt.completion_tokens -= num_dropped
         return OutputDelta(
             event.rid, event.index, text, event.token_ids, event.logprobs, event.prompt_logprobs, finish, receipt
         )
 
-    def _text(self, event: TokenEvent, request: Request) -> tuple[str, str | None]:
-        """What the event's tokens add to the text, and the stop that they completed."""
-        stream = self._streams[event.rid, event.index]
+    def _text(self, stream: TextStream, event: TokenEvent, request: Request) -> str:
+        """What the event's tokens add to the text."""
         finish, token_ids = event.finish, event.token_ids
         by_token = finish is not None and finish.kind == "stop" and isinstance(finish.matched, int)
         by_token = by_token and not request.sampling.no_stop_trim
         text = stream.push(token_ids[:-1] if by_token else token_ids)
         if finish is not None:
             text += stream.finish()
-        return text, stream.matched
+        return text
 
     def start(self, handle: RequestHandle) -> None:
         """Tells whoever waits that the request has been taken."""

@@ -301,3 +301,14 @@ def test_prompt_logprobs_never_hold_all_logits():
     step = jax.jit(lambda h, w, t, a: sampling.prompt_logprobs(h, lambda block: block @ w.T, t, a, 2))
     memory = step.lower(*shapes).compile().memory_analysis()
     assert memory.temp_size_in_bytes < num_tokens * vocab * 4 / 4
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 100])
+def test_apply_mask(vocab_size):
+    rng = np.random.default_rng(vocab_size)
+    logits = rng.normal(size=(5, vocab_size)).astype(np.float32)
+    allowed = rng.random((5, vocab_size)) < 0.5
+    padded = np.zeros((5, -(-vocab_size // 32) * 32), bool)
+    padded[:, :vocab_size] = allowed
+    mask = np.packbits(padded, axis=1, bitorder="little").view(np.int32)
+    np.testing.assert_array_equal(sampling.apply_mask(logits, mask), np.where(allowed, logits, -np.inf))
