@@ -46,6 +46,7 @@ class Interpreter:
         self._prefilled = ""  # the text that a request of this state has put in the prefix cache
         self._speculation: CompletionSpeculation | None = None
         self._chat_speculation: ChatSpeculation | None = None
+        self._turn_names: tuple[str, ...] | None = None  # what an open turn, asked for at its end, will set
         if options.num_api_spec_tokens is not None:
             if backend.is_chat_model:
                 self._chat_speculation = ChatSpeculation(options.num_api_spec_tokens)
@@ -58,8 +59,23 @@ class Interpreter:
         """Queues an expression; returns before it has been generated."""
         for item in ir.items_of(expr):
             self.executor.submit(
-                Task(partial(self._run, item), _describe(item), ir.variables_set(item), self._is_instant(item))
+                Task(partial(self._run, item), _describe(item), self._variables_set(item), self._is_instant(item))
             )
+
+    def _variables_set(self, item: ir.Expr) -> tuple[str, ...]:
+        """With a chat API that is asked once a turn, variables get their values at its end."""
+        if self._chat_speculation is None:
+            return ir.variables_set(item)
+        match item:
+            case ir.RoleBegin("assistant"):
+                self._turn_names = ()
+            case ir.Gen(str(name)) if self._turn_names is not None:
+                self._turn_names = (*self._turn_names, name)
+                return ()
+            case ir.RoleEnd("assistant"):
+                names, self._turn_names = self._turn_names or (), None
+                return names
+        return ir.variables_set(item)
 
     def _is_instant(self, item: ir.Expr) -> bool:
         if isinstance(item, ir.RoleEnd) and self._chat_speculation is not None:
@@ -192,6 +208,8 @@ class Interpreter:
 
         Where several will go on from one text, it is put in the prefix cache first, unless it is known to be there.
         """
+        if self._turn_names is not None:
+            raise ValueError("with num_api_spec_tokens a chat model's turn cannot be forked before it ends")
         shares = size > 1 and self.backend.has_prefix_cache
         start = self.executor.snapshot_later(self._prefill if shares else None)
         known = self.executor.known_names()
