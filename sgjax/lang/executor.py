@@ -134,14 +134,18 @@ class Executor:
             task = self._queue.popleft()
         try:
             task.run()
-        except BaseException as error:  # kept for whoever reads; nobody else is there to see it
+        except BaseException as error:
             if task.abandon is not None:
                 task.abandon(error)
             self.fail(error, task.what)
-        with self._changed:
-            for name in task.sets:
-                self._pending[name] = max(0, self._pending[name] - 1)
-            self._notify()
+            if not isinstance(error, Exception):  # an interrupt, of a program that runs in its caller's thread
+                self._is_busy = False
+                raise
+        finally:
+            with self._changed:
+                for name in task.sets:
+                    self._pending[name] = max(0, self._pending[name] - 1)
+                self._notify()
 
     def fail(self, error: BaseException, what: str) -> None:
         """Ends the executor: nothing that is queued runs."""

@@ -42,7 +42,7 @@ class Interpreter:
         self.backend = backend
         self.options = options
         self.executor = Executor(Transcript(backend.chat_format), threaded=options.threaded, usage=usage)
-        self._scopes: dict[str, int] = {}
+        self._scopes: list[tuple[str, int]] = []  # open ones, and where in the text they begin
         self._prefilled = ""  # the text that a request of this state has put in the prefix cache
         self._speculation: CompletionSpeculation | None = None
         self._chat_speculation: ChatSpeculation | None = None
@@ -100,10 +100,9 @@ class Interpreter:
             case ir.Image() | ir.Video():
                 executor.edit(lambda transcript: transcript.append_media(item))
             case ir.ScopeBegin(name):
-                self._scopes[name] = len(executor.edit(lambda transcript: transcript.text))
+                self._scopes.append((name, len(executor.edit(lambda transcript: transcript.text))))
             case ir.ScopeEnd(name):
-                start = self._scopes.pop(name)
-                executor.store(name, executor.edit(lambda transcript: transcript.text)[start:])
+                self._end_scope(name)
             case ir.SeparateReasoning():
                 self._separate(item)
             case _:
@@ -124,6 +123,12 @@ class Interpreter:
         if role == "assistant" and self._chat_speculation is not None:
             self._finish_chat_turn(self._chat_speculation)
         self.executor.edit(lambda transcript: transcript.end(role))
+
+    def _end_scope(self, name: str) -> None:
+        if not self._scopes or self._scopes[-1][0] != name:
+            raise ValueError(f"var_scope({name!r}) ends where it is not the last that began")
+        _, start = self._scopes.pop()
+        self.executor.store(name, self.executor.edit(lambda transcript: transcript.text)[start:])
 
     # --- generating -------------------------------------------------------------------------------------------
 

@@ -40,6 +40,8 @@ class SglFunction:
         parameters = list(inspect.signature(func).parameters)
         if not parameters:
             raise TypeError(f"{func.__name__} needs a first parameter, the state")
+        if inspect.iscoroutinefunction(func):
+            raise TypeError(f"{func.__name__} must be a plain function: what it appends runs in the background anyway")
         self.func = func
         self.num_api_spec_tokens = num_api_spec_tokens
         self.bind_arguments = dict(bind_arguments or {})

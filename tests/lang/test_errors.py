@@ -149,3 +149,23 @@ def test_join_takes_two_modes():
         forks.join("something")
     with pytest.raises(ValueError, match="2 expressions for 1 branches"):
         forks += ["a", "b"]
+
+
+def test_an_interrupt_is_not_kept():
+    def answer(prompt, sampling):
+        raise KeyboardInterrupt
+
+    s = started(FakeBackend(answer), use_thread=False)
+    with pytest.raises(KeyboardInterrupt):
+        s += sgl.gen("x")
+    assert isinstance(s.error(), KeyboardInterrupt)
+
+
+def test_what_is_no_program():
+    async def later(s):
+        pass
+
+    with pytest.raises(TypeError, match="plain function"):
+        sgl.function(later)
+    with pytest.raises(TypeError, match="first parameter"):
+        sgl.function(lambda: None)
