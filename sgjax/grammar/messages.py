@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_LEN = 500
+_SOURCE_LINE = re.compile(r" *\d+ \| ")  # of the grammar in which a regular expression was put
 _WORDS = {
     "NoExtension": "nothing matches it",
     "NoExtensionBias": "nothing matches it",
@@ -11,6 +14,8 @@ _WORDS = {
     "Too many items": "too complex: too many ways to read what was generated",
     "Current row has": "too complex: too many ways to read what was generated",
     "fuel": "too complex: its regular expressions take longer than the limit",
+    "recursion limit exceeded": "too complex: nested too deeply",
+    "exceeds the limit of": "too complex: nested too deeply",
     "schema too large": "too complex: the schema is too large",
     "stack level exceeded": "too complex: the schemas to be combined refer to each other too deeply",
 }
@@ -21,13 +26,16 @@ def plain_message(message: str) -> str:
     for part, words in _WORDS.items():
         if part in message:
             return words
+    head, found, regex_error = message.replace("<non-verbose/>", "").partition("regex parse error:")
     lines = []
-    for line in message.replace("<non-verbose/>", "").splitlines():
-        if line.lstrip().startswith("while processing"):
+    for line in (found + regex_error if found else head).splitlines():
+        if line.lstrip().startswith("while processing") or (found and _SOURCE_LINE.match(line)):
             break
         lines.append(line)
     text = "\n".join(lines).strip()
-    return text if len(text) <= MAX_LEN else text[:MAX_LEN] + "..."
+    if len(text) <= MAX_LEN:
+        return text
+    return next((line for line in lines if line.startswith("error: ")), text[:MAX_LEN] + "...")
 
 
 def is_worn_out(message: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def close_endless(root: Mapping[str, Any], defs: dict[str, Any]) -> bool:
-    """Puts `false` for the definitions that no finite value satisfies, so that nothing begins one.
+def close_endless(root: dict[str, Any], defs: Mapping[str, Any]) -> bool:
+    """Makes references to what no finite value satisfies unsatisfiable on the spot, so that nothing begins one.
 
     False when that leaves nothing for the schema as a whole.
 
@@ -20,9 +20,30 @@ def close_endless(root: Mapping[str, Any], defs: dict[str, Any]) -> bool:
         found = {name for name, schema in defs.items() if name not in ended and _ends(schema, ended)}
         ended |= found
         grows = bool(found)
-    for name in defs.keys() - ended:
-        defs[name] = False
-    return _ends(root, ended)
+    if not _ends(root, ended):
+        return False
+    endless = {f"#/$defs/{name}" for name in defs if name not in ended}
+    if endless:
+        for schema in (root, *defs.values()):
+            _close(schema, endless)
+    return True
+
+
+def _close(schema: Any, endless: set[str]) -> None:
+    if not isinstance(schema, dict):
+        return
+    if schema.get("$ref") in endless:
+        schema.clear()
+        schema["enum"] = []  # llguidance leaves out optional parts that are so, but not references to such
+    for key, value in schema.items():
+        if key in ("properties", "patternProperties"):
+            members = list(value.values())
+        elif key in ("allOf", "anyOf", "oneOf", "prefixItems"):
+            members = value
+        else:
+            members = [value] if key in ("items", "additionalProperties") else []
+        for member in members:
+            _close(member, endless)
 
 
 def _ends(schema: Any, ended: set[str]) -> bool:
