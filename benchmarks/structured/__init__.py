@@ -1,0 +1,1 @@
+"""What structured output costs and gains: `python -m benchmarks.structured`."""
