@@ -5,7 +5,8 @@
 
 Both use the embedded model's tokenizer. `suite` counts what is accepted and refused by the suite's files, which are one
 per keyword. `masks` times `Matcher.fill` on one thread while each schema's example is written token by token, and
-`fill_masks` of 64 rows, each at another place of its example.
+`fill_masks` of 64 rows, each at another place of its example. It also counts, for three layouts of JSON, how many of an
+example's tokens are forced: those cost no step of their own.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ ORDER = {
             "additionalProperties": False,
         },
     },
+}
+LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {  # options and the separators of the example
+    "compact": ({}, (",", ":")),
+    "one space": ({"item_separator": ", ", "key_separator": ": "}, (", ", ": ")),
+    "any whitespace": ({"whitespace_flexible": True}, (", ", ": ")),
 }
 EXAMPLES: dict[str, tuple[GrammarSpec, str]] = {
     "person": (
@@ -144,7 +150,32 @@ def masks(compiler: GrammarCompiler, tokenizer: Tokenizer) -> dict[str, Any]:
             f"fill_{NUM_ROWS}_rows_us": percentiles(time_rows(grammar, token_ids, width)),
         }
         print(name, json.dumps(figures[name]))
-    return {"vocab_size": tokenizer.vocab_size, "unit": "microseconds", "figures": figures}
+    layouts = {
+        name: {example: count_forced(compiler, tokenizer, example, *layout) for example in ("person", "order")}
+        for name, layout in LAYOUTS.items()
+    }
+    for name, counts in layouts.items():
+        print(f"{name:16}", json.dumps(counts))
+    return {"vocab_size": tokenizer.vocab_size, "unit": "microseconds", "figures": figures, "forced_tokens": layouts}
+
+
+def count_forced(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, example: str, options: dict[str, Any], separators: tuple[str, str]
+) -> dict[str, int]:
+    """Tokens of an example in one layout, and how many of them are forced."""
+    spec, text = EXAMPLES[example]
+    schema = json.loads(spec.text) | {"x-guidance": options}
+    matcher = compiler.compile(GrammarSpec("json_schema", json.dumps(schema))).result().matcher()
+    rest = json.dumps(json.loads(text), separators=separators).encode()
+    num_tokens = num_forced = 0
+    while rest:
+        forced = matcher.forced()
+        token_ids = forced or tokenizer.encode(rest.decode(), False)[:1]
+        assert all(map(matcher.accept, token_ids))
+        rest = rest[sum(len(tokenizer.token_bytes(token_id)) for token_id in token_ids) :]
+        num_tokens += len(token_ids)
+        num_forced += len(forced)
+    return {"num_tokens": num_tokens, "num_forced": num_forced}
 
 
 def time_fill(grammar: Grammar, token_ids: list[int], width: int) -> list[float]:
