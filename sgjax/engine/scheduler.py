@@ -307,9 +307,10 @@ class Scheduler:
         logprobs = [logprob] if logprob is not None else None
         if token in seq.stop_ids and seq.receipt.completion_tokens > seq.request.sampling.min_new_tokens:
             return self._finished(seq, FinishReason("stop", matched=token), [token], logprobs)
-        if seq.matcher is not None:
-            seq.matcher.accept(token)
-        reason = self._ending(seq)
+        if seq.matcher is not None and not seq.matcher.accept(token):
+            reason = FinishReason("abort", message=seq.matcher.error or f"the grammar does not take token {token}")
+        else:
+            reason = self._ending(seq)
         return self._finished(seq, reason, [token], logprobs) if reason else self._event(seq, [token], logprobs)
 
     def _ending(self, seq: Sequence) -> FinishReason | None:
@@ -323,8 +324,7 @@ class Scheduler:
         # One forced token costs a decode step less than an extend: it is sampled, from a mask that leaves nothing else.
         jumps = [(seq, event, forced) for seq, event in constrained if len(forced := seq.forced()) > 1]
         # The extends take steps of their own, in which the other rows get nothing.
-        num_steps = -(-len(jumps) // self.limits.prefill_rows)
-        num_lost = num_steps * len(self.running) - len(jumps)
+        num_lost = -(-len(jumps) // self.limits.prefill_rows) * len(self.running) - len(jumps)
         if sum(len(forced) for *_, forced in jumps) < JUMP_GAIN * num_lost:
             return
         for seq, event, forced in jumps:
@@ -337,11 +337,10 @@ class Scheduler:
 
     def _drop_pending(self, seq: Sequence) -> None:
         """What the step in flight would sample for `seq` is not wanted."""
-        if seq.num_pending:
-            for row in self._launched.rows:
-                if row.seq is seq:
-                    row.sample = False
-            seq.num_pending = 0
+        for row in self._launched.rows if seq.num_pending else ():
+            if row.seq is seq:
+                row.sample = False
+        seq.num_pending = 0
 
     def _count_generated(self, num_tokens: int, num_forced: int = 0) -> None:
         self.counters.generated_tokens += num_tokens
