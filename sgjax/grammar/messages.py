@@ -39,5 +39,5 @@ def plain_message(message: str) -> str:
 
 
 def is_worn_out(message: str) -> bool:
-    """Whether the states that all matchers of a grammar share are used up."""
-    return "too many states" in message
+    """Whether the states, or the expressions they stand for, that all matchers of a grammar share are used up."""
+    return "too many states" in message or "too many expressions" in message

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sgjax.grammar.compiler as compiler_module
@@ -136,9 +137,20 @@ def test_a_tokenizer_that_cannot_be_used_is_told_to_who_asks() -> None:
     compiler.close()
 
 
-def test_worn_out_grammar_is_compiled_anew(make: Make) -> None:
+def test_worn_out_grammar_is_compiled_anew(make: Make, tokenizer: Tokenizer) -> None:
+    """The lexer's states are shared by all sequences of a grammar; one that uses them up must not spoil the cache."""
     compiler = make()
-    grammar = compiler.compile(regex("a|b")).result(30)
-    grammar.worn_out = True
-    assert compiler.compile(regex("a|b")).result(30) is not grammar
+    spec = regex("(a|b)*a(a|b){18}c")
+    matcher = compiler.compile(spec).result(30).matcher()
+    letters = [tokenizer.encode(letter, False)[0] for letter in "ab"]
+    rng = np.random.default_rng(0)
+    for token_id in rng.choice(letters, 100_000).tolist():
+        if not matcher.accept(token_id):
+            break
+    assert matcher.error is not None
+    assert matcher.error.startswith("too complex")
+    fresh = compiler.compile(spec).result(30).matcher()
+    mask = np.zeros(49_152 // 32, np.int32)
+    fresh.fill(mask)
+    assert fresh.error is None
     assert compiler.num_compiled == 2
