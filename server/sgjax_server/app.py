@@ -12,7 +12,8 @@ from sgjax import __version__
 from sgjax_server.config import ServerConfig
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
-from sgjax_server.routes import chat, completions, generate, health, info, models
+from sgjax_server.programs.pool import ProgramPool
+from sgjax_server.routes import chat, completions, generate, health, info, models, program
 
 
 def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
@@ -29,8 +30,9 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     app = FastAPI(title="sgjax", version=__version__, lifespan=lifespan)
     app.state.host = host
     app.state.config = config
+    app.state.programs = ProgramPool(config.max_running_programs)
     app.state.started_s = int(time.time())
     add_error_handlers(app)
-    for module in (health, info, models, generate, chat, completions):
+    for module in (health, info, models, generate, chat, completions, program):
         app.include_router(module.router)
     return app

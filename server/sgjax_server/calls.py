@@ -177,7 +177,7 @@ async def started(call: Call, receive: Receive) -> None:
     if not call.has_grammar:
         return
     try:
-        await _while_connected(call.started(), receive)
+        await while_connected(call.started(), receive)
     except BaseException:
         call.close()
         raise
@@ -190,12 +190,13 @@ async def finished(call: Call, receive: Receive) -> list[list[GenerateOutput]]:
       ClientGone: the client closed the connection. The call's requests are aborted.
     """
     try:
-        return await _while_connected(call.collect(), receive)
+        return await while_connected(call.collect(), receive)
     finally:
         call.close()
 
 
-async def _while_connected[T](work: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def while_connected[T](work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled when the client goes. Raises ClientGone."""
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(until_disconnected(receive))
     try:

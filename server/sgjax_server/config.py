@@ -18,10 +18,12 @@ class ServerConfig:
     port: int = setting(30000, "Port to listen on; 0 takes a free one")
     served_model_name: str | None = setting(None, "Model name that clients see; default: from the checkpoint")
     stream_interval: int = setting(1, "Tokens between two chunks of a stream")
+    max_running_programs: int = setting(128, "Programs at work at once before /run_program refuses more")
     log_level: LogLevel = setting("info", "Least severe log lines shown; debug includes one line per HTTP request")
 
     def __post_init__(self):
         if not 0 <= self.port <= 65535:
             raise ConfigError("port", f"must lie in [0, 65535], not {self.port}")
-        if self.stream_interval < 1:
-            raise ConfigError("stream_interval", f"must be at least 1, not {self.stream_interval}")
+        for name in ("stream_interval", "max_running_programs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"must be at least 1, not {getattr(self, name)}")

@@ -21,6 +21,7 @@ class Unsendable(ValueError):
 
 
 def shown(data: Any) -> str:
+    """What an error says in place of a value."""
     return f"{data!r:.60}" if data is None or isinstance(data, (str, bool, int, float)) else f"a {type(data).__name__}"
 
 
@@ -33,6 +34,7 @@ class Reader:
         self._depth = 0
 
     def enter(self, at: str) -> None:
+        """One more node, inside those that were not left. Raises RequestError for one too many."""
         self._num_nodes += 1
         self._depth += 1
         if self._num_nodes > MAX_NODES:
@@ -44,6 +46,7 @@ class Reader:
         self._depth -= 1
 
     def text(self, text: str, at: str) -> str:
+        """The text, counted. Raises RequestError for too much, and for what is no Unicode."""
         self._num_chars += len(text)
         if self._num_chars > MAX_TEXT:
             raise RequestError(at, f"more than {MAX_TEXT} characters of text in all")
@@ -55,9 +58,15 @@ class Reader:
 
 
 class Codec(Protocol):
-    def write(self, value: Any) -> Any: ...
+    """Both directions of one form."""
 
-    def read(self, data: Any, at: str, reader: Reader) -> Any: ...
+    def write(self, value: Any) -> Any:
+        """Raises Unsendable."""
+        ...
+
+    def read(self, data: Any, at: str, reader: Reader) -> Any:
+        """Raises RequestError; `at` is where `data` stands in the document."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +90,7 @@ class Plain:
             if len(data) > self.max_len:
                 raise RequestError(at, f"at most {self.max_len} characters")
             return reader.text(data, at)
-        if not math.isfinite(data) or not self.low <= data <= MAX_INT:
+        if not (math.isfinite(data) if isinstance(data, float) else self.low <= data <= MAX_INT):
             raise RequestError(at, f"{data!r:.40} is out of range")
         return data
 

@@ -9,17 +9,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from sgjax.lang import ir
+from sgjax.lang import ir, remote
 from sgjax.lang.backends.base import Backend
 from sgjax.lang.default_backend import backend_or_default
 from sgjax.lang.interpreter import Interpreter, RunOptions
 from sgjax.lang.prefix import constant_prefix, sort_key
+from sgjax.lang.sampling import DEFAULT_SAMPLING
 from sgjax.lang.state import ProgramState, State
 from sgjax.lang.tracing import trace
 from sgjax.lang.workers import run_all
 
 _SAMPLING = frozenset(field.name for field in dataclasses.fields(ir.Sampling))
-_DEFAULTS = ir.Sampling(max_new_tokens=128, temperature=1.0)
 
 
 class SglFunction:
@@ -54,7 +54,13 @@ class SglFunction:
         return SglFunction(self.func, self.num_api_spec_tokens, {**self.bind_arguments, **arguments})
 
     def run(
-        self, *args: Any, stream: bool = False, backend: Any = None, use_thread: bool = True, **kwargs: Any
+        self,
+        *args: Any,
+        stream: bool = False,
+        backend: Any = None,
+        use_thread: bool = True,
+        on_server: bool = False,
+        **kwargs: Any,
     ) -> ProgramState:
         """Runs the program once.
 
@@ -62,6 +68,9 @@ class SglFunction:
           stream: return at once, so that `text_iter` shows the text as it grows.
           backend: an `Engine`, a `Runtime` or another backend; the default one when None.
           use_thread: False runs every step in this thread, one after another.
+          on_server: record the function and let the server run it whole, in one request. Where that cannot be (it
+            needs a value while it is recorded, the backend runs no programs) it is called step by step, a second time
+            then; so it should do nothing but use its state. See docs/programs_on_the_server.md.
           **kwargs: the function's arguments, and sampling defaults.
 
         Returns:
@@ -71,6 +80,9 @@ class SglFunction:
           ValueError: there is no backend. What the function raises (unless `stream`: then reading raises it).
         """
         state, arguments = self._prepare(kwargs, backend_or_default(backend), stream=stream, threaded=use_thread)
+        if on_server and (run := remote.begin(self.func, args, arguments, state, stream)) is not None:
+            run.start(stream=stream)
+            return state
         if not (stream and use_thread):
             self._call(state, args, arguments)
             return state
@@ -97,6 +109,7 @@ class SglFunction:
         num_threads: int | Literal["auto"] = "auto",
         progress_bar: bool = False,
         generator_style: bool = False,
+        on_server: bool = False,
         **sampling: Any,
     ) -> Any:
         """Runs the program once for each item of a batch.
@@ -108,13 +121,15 @@ class SglFunction:
           batch_kwargs: the arguments of each run, by name or in order.
           num_threads: how many run at a time.
           generator_style: return an iterator, which yields each state as soon as it and those before it are done.
+          on_server: as for `run`: one request for each run.
 
         Returns:
           The states, in the order of the batch.
         """
         found = backend_or_default(backend)
         batch = [self._by_name(item) for item in batch_kwargs]
-        results = self._results(batch, found, num_threads, progress_bar, sampling)
+        runs = [self._batch_run({**sampling, **item}, found, on_server) for item in batch]
+        results = self._results(runs, batch, found, num_threads, progress_bar)
         return results if generator_style else list(results)
 
     def trace(self, *, backend: Any = None, needs_all: bool = False, **arguments: Any) -> ir.Program:
@@ -142,7 +157,7 @@ class SglFunction:
         """A fresh state, and the function's own arguments."""
         own = {name: value for name, value in kwargs.items() if name not in _SAMPLING or name in self.arg_names}
         sampling = ir.Sampling(**{name: ir.lower(value) for name, value in kwargs.items() if name not in own})
-        options = RunOptions(sampling.over(_DEFAULTS), stream, threaded, self.num_api_spec_tokens)
+        options = RunOptions(sampling.over(DEFAULT_SAMPLING), stream, threaded, self.num_api_spec_tokens)
         return ProgramState(Interpreter(backend, options)), {**self.bind_arguments, **own}
 
     def _call(self, state: ProgramState, args: Sequence[Any], arguments: Mapping[str, Any]) -> None:
@@ -152,8 +167,31 @@ class SglFunction:
             state.interpreter.executor.fail(error, f"the program {self.__name__}")
             raise
 
+    def _batch_run(self, item: dict[str, Any], backend: Backend, on_server: bool) -> Callable[[], ProgramState]:
+        """One run of a batch, to be called when its turn has come."""
+
+        def run() -> ProgramState:
+            state, arguments = self._prepare(item, backend, stream=False, threaded=True)
+            try:
+                begun = remote.begin(self.func, (), arguments, state, False) if on_server else None
+                if begun is not None:
+                    begun.start(stream=True)
+                else:
+                    self._call(state, (), arguments)
+                state.sync()
+            except Exception:
+                pass  # the executor has it, for whoever reads
+            return state
+
+        return run
+
     def _results(
-        self, batch: list[dict[str, Any]], backend: Backend, num_threads: Any, progress_bar: bool, sampling: Any
+        self,
+        runs: list[Callable[[], ProgramState]],
+        batch: list[dict[str, Any]],
+        backend: Backend,
+        num_threads: Any,
+        progress_bar: bool,
     ) -> Iterator[ProgramState]:
         if not batch:
             return
@@ -161,16 +199,7 @@ class SglFunction:
         if num_threads == "auto":
             num_threads = max(96, 16 * (os.cpu_count() or 1))
 
-        def run(item: dict[str, Any]) -> ProgramState:
-            state, arguments = self._prepare({**sampling, **item}, backend, stream=False, threaded=True)
-            try:
-                self._call(state, (), arguments)
-                state.sync()
-            except Exception:
-                pass  # the executor has it, for whoever reads
-            return state
-
-        states = run_all([lambda item=item: run(item) for item in batch], order, min(num_threads, len(batch)))
+        states = run_all(runs, order, min(num_threads, len(batch)))
         if progress_bar:
             from tqdm import tqdm
 

@@ -8,13 +8,13 @@ plain JSON. `docs/programs_on_the_server.md` has the table of kinds; here it is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgjax.errors import RequestError
 from sgjax.lang import ir
 from sgjax.lang.choices import METHODS, token_length_normalized
-from sgjax.lang.json_codecs import Codec, Json, OneOf, Optional, Plain, Reader, Tuple, Unsendable, shown
+from sgjax.lang.json_codecs import MAX_NAME, Codec, Json, OneOf, Optional, Plain, Reader, Tuple, Unsendable, shown
 
 VERSION = 1
 MAX_STATES = 256
@@ -48,7 +48,7 @@ def decode_program(data: Any, at: str = "program") -> ir.Program:
     if isinstance(data, dict) and (type(version) is not int or version != VERSION):
         raise RequestError(f"{at}.version", f"must be {VERSION}, not {version!r}")
     fields = {"version": _INT, "parameters": Tuple(_NAME), "ops": _OPS, "result": _VALUE}
-    found = _read_fields(data, at, reader, fields, required=("ops",))
+    found = _read_fields(data, at, reader, fields, required=("ops",), without="version")
     return ir.Program(found.get("parameters", ()), found["ops"], found.get("result"))
 
 
@@ -136,8 +136,10 @@ class _Node:
             known = [name for name, (cls, _) in _KINDS.items() if issubclass(cls, self.base)]
             raise RequestError(f"{at}.kind", f"must be one of {', '.join(known)}, not {shown(kind)}")
         required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
-        found = _read_fields(data, at, reader, {"kind": _NAME, **fields}, set(required) - _LEFT_OUT.keys(), "kind")
-        return cls(**{name: _LEFT_OUT[name] for name in required if name in _LEFT_OUT}, **found)
+        left_out = {name: _LEFT_OUT[name] for name in required if name in _LEFT_OUT and cls in (ir.Gen, ir.Select)}
+        required = [name for name in required if name not in left_out]
+        found = _read_fields(data, at, reader, {"kind": _NAME, **fields}, required, without="kind")
+        return cls(**{**left_out, **found})
 
 
 class _ExprCodec:
@@ -172,7 +174,7 @@ class _SamplingCodec:
 
 
 def _read_fields(
-    data: Any, at: str, reader: Reader, fields: Mapping[str, Codec], required: Any, without: str = "version"
+    data: Any, at: str, reader: Reader, fields: Mapping[str, Codec], required: Sequence[str], without: str = ""
 ) -> dict[str, Any]:
     """The fields of an object, each read by its codec; an unknown one is refused."""
     if not isinstance(data, dict):
@@ -257,6 +259,6 @@ _KINDS: dict[str, tuple[type, dict[str, Codec]]] = {
     "all_of": (ir.AllOf, {"conditions": Tuple(_CONDITION)}),
     "any_of": (ir.AnyOf, {"conditions": Tuple(_CONDITION)}),
 }
-# Fields without a default in `ir.py` that JSON may leave out.
-_LEFT_OUT: dict[str, Any] = {"temperature": 0.0, "method": token_length_normalized}
+# Fields of "gen" and "select" without a default in `ir.py` that JSON may leave out.
+_LEFT_OUT: dict[str, Any] = {"name": None, "temperature": 0.0, "method": token_length_normalized}
 _NAMES = {cls: kind for kind, (cls, _) in _KINDS.items()}

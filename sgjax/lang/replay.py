@@ -51,14 +51,15 @@ class Replay:
         self._states: dict[int, ProgramState] = {0: state}
         self._groups: dict[tuple[int, ...], ProgramStateGroup] = {}
 
-    def run(self, ops: Sequence[ir.Op]) -> None:
-        for op in ops:
-            self._run(op)
+    def run(self, ops: Sequence[ir.Op], at: str = "program.ops") -> None:
+        """Executes operations. `at`: the path to them, which subclasses report."""
+        for index, op in enumerate(ops):
+            self._run(op, f"{at}[{index}]")
 
-    def _run(self, op: ir.Op) -> None:
+    def _run(self, op: ir.Op, at: str) -> None:
         match op:
             case ir.Append(number, expr):
-                self._states[number].append(self._filled(expr))
+                self._append(number, self._filled(expr), at)
             case ir.Fork(number, children):
                 group = self._states[number].fork(len(children))
                 self._groups[children] = group
@@ -66,20 +67,29 @@ class Replay:
             case ir.Join(_, children, mode):
                 self._groups[children].join(mode)
             case ir.Assign(number, name, value):
-                self._states[number].set_var(name, self.value(value))
+                self._set(number, name, self.value(value))
             case ir.When(condition, then, otherwise):
-                self.run(then if self.holds(condition) else otherwise)
+                if self.holds(condition):
+                    self.run(then, f"{at}.then")
+                else:
+                    self.run(otherwise, f"{at}.otherwise")
             case ir.Repeat(times, body, until):
-                self._repeat(times, body, until)
+                self._repeat(times, body, until, at)
             case _:
                 raise TypeError(f"{op!r} is no operation")
 
-    def _repeat(self, times: Any, body: Sequence[ir.Op], until: ir.Condition | None) -> None:
+    def _append(self, number: int, expr: ir.Expr, at: str) -> None:
+        self._states[number].append(expr)
+
+    def _set(self, number: int, name: str, value: Any) -> None:
+        self._states[number].set_var(name, value)
+
+    def _repeat(self, times: Any, body: Sequence[ir.Op], until: ir.Condition | None, at: str) -> None:
         count = int(self.value(times) if isinstance(times, ir.Value) else times)
         if not 0 <= count <= ir.MAX_REPEAT:
             raise ValueError(f"times must lie in [0, {ir.MAX_REPEAT}], not {count}")
         for _ in range(count):
-            self.run(body)
+            self.run(body, f"{at}.body")
             if until is not None and self.holds(until):
                 return
 

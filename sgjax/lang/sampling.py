@@ -46,3 +46,4 @@ class Sampling:
 
 
 NOTHING_GIVEN = Sampling()
+DEFAULT_SAMPLING = Sampling(max_new_tokens=128, temperature=1.0)

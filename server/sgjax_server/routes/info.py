@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from sgjax import __version__
+from sgjax.lang.program_json import VERSION as PROGRAM_VERSION
 from sgjax_server.routes.context import ContextDep, json_response
 
 router = APIRouter(tags=["info"])
@@ -34,6 +35,7 @@ async def model_info(context: ContextDep) -> dict[str, Any]:
         "bos_token": special.get("bos_token"),
         "eos_token": special.get("eos_token"),
         "eos_token_ids": engine.tokenizer.eos_token_ids,
+        "programs": PROGRAM_VERSION,
         "sampling_defaults": context.sampling_defaults,
     }
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sgjax.lang.backends.base import Completion, refuse_media
 from sgjax.lang.backends.http import EndpointError, JsonClient
 from sgjax.lang.backends.jinja_render import compile_template
 from sgjax.lang.backends.params import logprob_options, sampling_params
-from sgjax.lang.chat_format import FIXED_FORMATS, ChatFormat, TemplateFormat, fixed_format_of
+from sgjax.lang.chat_format import FIXED_FORMATS, ChatFormat, FixedFormat, TemplateFormat, fixed_format_of
 from sgjax.lang.choices import ChoiceScores, ChoicesDecision, ChoicesMethod, TokenLogprob
 from sgjax.lang.ir import Sampling
+from sgjax.lang.program_json import VERSION
 from sgjax.lang.transcript import Prompt
 
 _SCORING = {"max_new_tokens": 0, "temperature": 0.0}
@@ -57,6 +58,7 @@ class RuntimeEndpoint:
         tokens = {**told, **(special_tokens or {})}
         self._special_tokens = {name: token for name, token in tokens.items() if isinstance(token, str)}
         self._format = self._chat_format(chat_template or chat_template_name)
+        self._has_own_template = bool(chat_template or chat_template_name or special_tokens)
         self._adds_bos: bool | None = None
 
     def _chat_format(self, given: str | None) -> ChatFormat:
@@ -117,6 +119,29 @@ class RuntimeEndpoint:
     def cache_prefix(self, prefix: str) -> None:
         """Puts a text in the server's prefix cache."""
         self.prefill(Prompt(prefix))
+
+    def run_program(self, request: Mapping[str, Any]) -> Iterator[dict[str, Any]] | None:
+        """Has the server run a program.
+
+        Args:
+          request: the body of `/run_program`, with `stream`.
+
+        Returns:
+          Its events once the server has taken the program, which leaving early ends. None when it does not: it has no
+          such route, it refuses this program, too many are running, or the chat template was given here as Jinja.
+        """
+        if self.model_info.get("programs") != VERSION:
+            return None
+        if isinstance(self._format, FixedFormat):
+            request = {**request, "chat_format": self._format.name}
+        elif self._has_own_template:
+            return None
+        events = self._client.stream("/run_program", request)
+        try:
+            next(events)  # comes at once
+        except EndpointError:
+            return None
+        return events
 
     def _first_of(self, *paths: str) -> dict[str, Any]:
         """The answer of the first route that the server has; empty when it has none of them."""

@@ -1,0 +1,1 @@
+"""Programs of the frontend language that run next to the engine."""
