@@ -1,23 +1,12 @@
-"""Chat templates: Jinja as Hugging Face's checkpoints use it, in a sandbox.
-
-The dialect is that of `transformers.utils.chat_template_utils` (5.23): block whitespace trimmed, `break` and
-`continue`, `raise_exception`, `strftime_now`, a `tojson` that escapes no HTML, and `{% generation %}` blocks, which
-mark the assistant's text for training and mean nothing here.
-"""
+"""Chat templates of checkpoints: which one renders, and what messages it is given. See `jinja_dialect` too."""
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
+from sgjax.jinja_dialect import compile_template
 from sgjax.types import RequestError
 
 # Put at the end of the final message to find where it ends in the rendered text; templates strip the space.
@@ -37,8 +26,7 @@ class ChatTemplate:
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]):
         self.sources = dict(sources)
         self._special_tokens = dict(special_tokens)
-        self._environment = _environment()
-        self._compiled: dict[str, jinja2.Template] = {}
+        self._compiled: dict[str, Callable[[Mapping[str, Any]], str]] = {}
 
     def render(
         self,
@@ -76,21 +64,18 @@ class ChatTemplate:
             "tools": list(tools) if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
-        try:
-            text = self._template(tools=bool(tools)).render(variables)
-        except jinja2.TemplateError as error:
-            raise RequestError("messages", f"the chat template refuses them: {error}") from error
-        # Templates index and concatenate what they are given; what they cannot handle shows as these.
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise RequestError("messages", f"the chat template cannot render them: {error}") from error
+        text = self._template(tools=bool(tools))(variables)
         return _cut_at_mark(text) if continue_final_message else text
 
-    def _template(self, *, tools: bool) -> jinja2.Template:
+    def _template(self, *, tools: bool) -> Callable[[Mapping[str, Any]], str]:
         name = "tool_use" if tools and "tool_use" in self.sources else "default"
         if name not in self.sources:
             raise RequestError("messages", f"the model has no default chat template, only {', '.join(self.sources)}")
         if name not in self._compiled:
-            self._compiled[name] = self._environment.from_string(self.sources[name])
+            try:
+                self._compiled[name] = compile_template(self.sources[name])
+            except ValueError as error:
+                raise RequestError("messages", str(error)) from error
         return self._compiled[name]
 
 
@@ -156,37 +141,3 @@ def _cut_at_mark(text: str) -> str:
         raise RequestError("continue_final_message", "the chat template does not show the last message's text")
     kept = text[:at]
     return kept if text.startswith(_END_MARK, at) else kept.rstrip()
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` renders its body."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

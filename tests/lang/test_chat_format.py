@@ -9,6 +9,7 @@ import pytest
 
 import sgjax as sgl
 from sgjax.errors import RequestError
+from sgjax.lang.backends.jinja_render import compile_template
 from sgjax.lang.chat_format import FIXED_FORMATS, TemplateFormat, fixed_format_of
 from sgjax.text.chat_template import ChatTemplate
 
@@ -72,11 +73,8 @@ def template(name: str) -> ChatTemplate:
 
 
 def backend_of(name: str, answers: list[str]) -> FakeBackend:
-    compiled = template(name)
-    return FakeBackend(
-        answers,
-        chat_format=TemplateFormat(lambda messages, prompt: compiled.render(messages, add_generation_prompt=prompt)),
-    )
+    """Renders as an endpoint's backend does; the tests compare with `template`, the model's own."""
+    return FakeBackend(answers, chat_format=TemplateFormat(compile_template(TEMPLATES[name], SPECIAL)))
 
 
 NO_SYSTEM_TURN = ("mistral", "no_system")
@@ -179,3 +177,8 @@ def test_a_fixed_format_starts_with_its_system_text():
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nbok<|im_end|>\n"
     )
+
+
+def test_what_is_no_template():
+    with pytest.raises(ValueError, match="the chat template is not Jinja"):
+        compile_template("{% if %}", {})
