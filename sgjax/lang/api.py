@@ -29,8 +29,14 @@ def function(func: Callable[..., Any] | None = None, num_api_spec_tokens: int | 
 
         print(answer.run(question="Why?", backend=engine)["answer"])
 
+    The function is called anew for each run. Its other parameters are arguments of `run`.
+
     Args:
-      num_api_spec_tokens: with an API, ask once for this many tokens and match several `gen` with the answer.
+      num_api_spec_tokens: with an API, ask once for this many tokens and match several `gen` with the answer; by
+        default each `gen` is a request. A local engine needs none of it.
+
+    Raises:
+      TypeError: the function has no parameter for the state, or it is a coroutine.
     """
     if func is not None:
         return SglFunction(func, num_api_spec_tokens=num_api_spec_tokens)
@@ -69,16 +75,24 @@ def gen(
 ) -> ir.Expr:
     """Lets the model write; the state's variable `name` holds what it wrote.
 
-    What is not given here is taken from `run(...)`. With `n` > 1 the variable is a list, and nothing is appended.
+    What is not given here is taken from `run(...)`, and else from the defaults: 128 tokens, temperature 1. Names are
+    SGLang's; `SamplingParams` says what each does. Options are checked when the generation is sent, so what is wrong
+    with them is raised where the variable is read.
 
     Args:
-      dtype: int, float, bool or str: only text of that form. The variable is text all the same.
+      name: the variable; None keeps none.
+      max_tokens: at most as many tokens are generated. min_tokens: at least as many; not with a constraint.
+      n: samples. With more than 1 the variable is a list of them, and nothing is appended.
+      stop: texts that end the generation, and are not part of it.
+      temperature: 0 takes the likeliest token.
+      seed: draws depend on it and on the position alone; sample i uses seed + i. None: a random one.
+      dtype: int, float, bool or str (in double quotes): only text of that form. The variable is text all the same.
       choices: score these and append the best, instead of generating: `select`.
-      regex, json_schema, ebnf, structural_tag: only text that follows it; at most one.
+      regex, json_schema, ebnf, structural_tag: only text that follows it; at most one. See docs/structured_output.md.
       return_logprob, logprob_start_len, top_logprobs_num, return_text_in_logprobs: what `get_meta_info` will hold.
 
     Raises:
-      ValueError: a `regex` that is none, an unknown `dtype` or choice method.
+      ValueError: a `regex` that Python's `re` does not take, an unknown `dtype` or choice method.
     """
     if choices is not None:
         return select(name, choices, 0.0 if temperature is None else temperature, choices_method)
@@ -117,12 +131,12 @@ def gen(
 
 
 def gen_int(name: str | None = None, max_tokens: int | None = None, **options: Any) -> ir.Expr:
-    """`gen` of an integer."""
+    """`gen` of an integer, `[+-]?[0-9]+`. The variable is text; `int(s[name])` is the number."""
     return gen(name, max_tokens, dtype=int, **options)
 
 
 def gen_string(name: str | None = None, max_tokens: int | None = None, **options: Any) -> ir.Expr:
-    """`gen` of a string in double quotes."""
+    """`gen` of letters, digits, `_` and white space in double quotes, which are part of the variable."""
     return gen(name, max_tokens, dtype=str, **options)
 
 
@@ -134,9 +148,12 @@ def select(
 ) -> ir.Select:
     """Appends the one of `choices` that the model finds likeliest.
 
-    All are scored in one batch over the shared prefix. `get_meta_info` holds their log-probabilities.
+    All are scored in one batch over the shared prefix; nothing is drawn. `get_meta_info` holds
+    `normalized_prompt_logprobs` (a mean per choice, in nats) and `input_token_logprobs` (per choice, its tokens).
 
     Args:
+      choices: texts, appended as they are: after a word they usually begin with a space.
+      temperature: 0, which is accepted because `gen` has it; another value fails where the variable is read.
       choices_method: `token_length_normalized` (default), `greedy_token_selection`,
         `unconditional_likelihood_normalized`, or one of these names.
 
@@ -158,27 +175,34 @@ def select(
 
 
 def image(expr: Any) -> ir.Image:
-    """A picture: a path, a URL, base64 text or bytes. Only some backends take it."""
+    """A picture: a path, a URL, base64 text or bytes.
+
+    The backends of chat APIs take it. Engines and servers refuse it so far: reading raises `ProgramError`.
+    """
     return ir.Image(ir.lower(expr))
 
 
 def video(path: Any, num_frames: int = -1) -> ir.Video:
-    """A film, as `num_frames` pictures; -1 is all of them. Only some backends take it."""
+    """A film, as `num_frames` pictures; -1 is all of them. See `image`; of the APIs, Anthropic's takes none."""
     return ir.Video(ir.lower(path), num_frames)
 
 
 def system(expr: Any = None) -> ir.Concat:
-    """A turn of the system."""
+    """A turn of the system: `expr` as the model's chat template writes it.
+
+    Args:
+      expr: text, `gen`, or several joined by `+`; None is an empty turn.
+    """
     return _turn("system", expr)
 
 
 def user(expr: Any = None) -> ir.Concat:
-    """A turn of the user."""
+    """A turn of the user; see `system`."""
     return _turn("user", expr)
 
 
 def assistant(expr: Any = None) -> ir.Concat:
-    """A turn of the assistant."""
+    """A turn of the assistant; see `system`. What stands before a `gen` in it is put in the model's mouth."""
     return _turn("assistant", expr)
 
 
@@ -187,35 +211,45 @@ def _turn(role: str, expr: Any) -> ir.Concat:
 
 
 def system_begin() -> ir.RoleBegin:
+    """A turn of the system begins; for turns that take several `+=`.
+
+    Fails, where something is read, inside a turn.
+    """
     return ir.RoleBegin("system")
 
 
 def system_end() -> ir.RoleEnd:
+    """It ends. Fails, where something is read, when the open turn is another role's or none is open."""
     return ir.RoleEnd("system")
 
 
 def user_begin() -> ir.RoleBegin:
+    """A turn of the user begins; see `system_begin`."""
     return ir.RoleBegin("user")
 
 
 def user_end() -> ir.RoleEnd:
+    """It ends; see `system_end`."""
     return ir.RoleEnd("user")
 
 
 def assistant_begin() -> ir.RoleBegin:
+    """A turn of the assistant begins; see `system_begin`."""
     return ir.RoleBegin("assistant")
 
 
 def assistant_end() -> ir.RoleEnd:
+    """It ends; see `system_end`."""
     return ir.RoleEnd("assistant")
 
 
 def separate_reasoning(expr: Any, model_type: str) -> ir.SeparateReasoning:
     """Generations of a reasoning model: `<name>` holds the answer, `<name>_reasoning_content` the reasoning.
 
-    The text goes on with the answer alone.
+    The text goes on with the answer alone. Reasoning that never ends leaves an empty answer.
 
     Args:
+      expr: `gen`, or several joined with text. None of them streams.
       model_type: whose markup to expect, for example "qwen3" or "deepseek-r1".
 
     Raises:

@@ -104,10 +104,10 @@ def _by_unconditional(scores: ChoiceScores) -> tuple[int, dict[str, Any]]:
 
 
 token_length_normalized = ChoicesMethod("token_length_normalized", _by_mean)
-"""The highest mean log-probability of a choice's tokens."""
+"""The highest mean log-probability of a choice's tokens. The default."""
 
 greedy_token_selection = ChoicesMethod("greedy_token_selection", _greedy)
-"""The best first token; among equals the best second, and so on."""
+"""The best first token; among equals the best second, and so on. A choice that ends goes on with its mean."""
 
 unconditional_likelihood_normalized = ChoicesMethod(
     "unconditional_likelihood_normalized", _by_unconditional, requires_unconditional_logprobs=True

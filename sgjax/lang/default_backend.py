@@ -38,10 +38,14 @@ def backend_or_default(backend: Any) -> Backend:
 
 
 def flush_cache(backend: Any = None) -> None:
-    """Empties the prefix cache."""
+    """Empties the prefix cache of the backend, or of the default one. Raises ValueError when there is none."""
     backend_or_default(backend).flush_cache()
 
 
 def get_server_info(backend: Any = None) -> dict[str, Any]:
-    """Settings and state of what runs the model."""
+    """Settings and state of what runs the model: of the backend, or of the default one.
+
+    Raises:
+      ValueError: there is none.
+    """
     return backend_or_default(backend).get_server_info()

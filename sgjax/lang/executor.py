@@ -21,7 +21,7 @@ from sgjax.lang.usage import UsageCounter
 
 
 class ProgramError(RuntimeError):
-    """A value that never came, because a step of its program failed: `__cause__` says why."""
+    """A value that never came, because a step of its program failed: `__cause__` says why, and the message where."""
 
 
 class Failure(NamedTuple):

@@ -50,7 +50,7 @@ class SglFunction:
         self.__doc__ = func.__doc__
 
     def bind(self, **arguments: Any) -> SglFunction:
-        """The program with some arguments given."""
+        """The program with some arguments given; those of `run` go before them."""
         return SglFunction(self.func, self.num_api_spec_tokens, {**self.bind_arguments, **arguments})
 
     def run(
@@ -77,7 +77,8 @@ class SglFunction:
           The state. Generations may still be under way; reading waits for them.
 
         Raises:
-          ValueError: there is no backend. What the function raises (unless `stream`: then reading raises it).
+          ValueError: there is no backend.
+          TypeError, ...: what the function raises (unless `stream`: then reading raises it).
         """
         state, arguments = self._prepare(kwargs, backend_or_default(backend), stream=stream, threaded=use_thread)
         if on_server and (run := remote.begin(self.func, args, arguments, state, stream)) is not None:
@@ -119,12 +120,13 @@ class SglFunction:
 
         Args:
           batch_kwargs: the arguments of each run, by name or in order.
-          num_threads: how many run at a time.
+          num_threads: how many run at a time; "auto" is 96, or 16 for each processor where that is more.
+          progress_bar: shows one, by `tqdm`.
           generator_style: return an iterator, which yields each state as soon as it and those before it are done.
           on_server: as for `run`: one request for each run.
 
         Returns:
-          The states, in the order of the batch.
+          The states, in the order of the batch; all runs have ended then.
         """
         found = backend_or_default(backend)
         batch = [self._by_name(item) for item in batch_kwargs]
@@ -133,11 +135,30 @@ class SglFunction:
         return results if generator_style else list(results)
 
     def trace(self, *, backend: Any = None, needs_all: bool = False, **arguments: Any) -> ir.Program:
-        """Records what the program does, without a model; see `tracing.trace`. `backend` is not needed."""
+        """Records what the program does, without a model: its arguments and variables are symbols.
+
+        Args:
+          backend: not needed.
+          needs_all: raise what stops the record, instead of returning the part before it.
+          **arguments: those that are known; the others are the record's `parameters`.
+
+        Returns:
+          The operations as plain data (`sgjax.lang.ir.Program`); `incomplete` says what stopped the record, or is None.
+
+        Raises:
+          TraceError, TypeError, AttributeError, ...: with `needs_all`, where the function needs a value now.
+        """
         return trace(self.func, {**self.bind_arguments, **arguments}, needs_all=needs_all)
 
     def cache(self, backend: Any = None) -> str:
-        """Puts what every run begins with in the prefix cache; returns that text."""
+        """Puts what every run begins with in the prefix cache.
+
+        Returns:
+          That text: constants and turns up to the first argument or generation. Empty when there is none.
+
+        Raises:
+          ValueError: there is no backend.
+        """
         return self._cache(self.trace(), backend_or_default(backend))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -19,8 +19,11 @@ class State(abc.ABC):
     def append(self, expr: Any) -> None:
         """`s += expr`, as a function.
 
+        Returns before anything is generated.
+
         Raises:
-          ValueError: it is None. TypeError: it is neither text nor an expression.
+          ValueError: it is None.
+          TypeError: it is neither text nor an expression.
         """
         if expr is None:
             raise ValueError("cannot append None to a state")
@@ -39,24 +42,35 @@ class State(abc.ABC):
         """Calls `then(s)` if the condition holds, else `otherwise(s)`.
 
         Unlike `if`, it can be traced, and run where the model is. Conditions are comparisons of values, `contains`,
-        `length`, `all_of`, `any_of` and `not_`.
+        `length`, `all_of`, `any_of` and `not_`; in a plain run, anything that Python finds true or false.
+
+        Args:
+          then, otherwise: functions of the state, in which they append.
         """
 
     @abc.abstractmethod
     def repeat(self, times: Any, body: Callable[[Any], Any], until: Callable[[Any], Any] | None = None) -> None:
-        """Calls `body(s)` at most `times` times; after each, stops if `until(s)` holds. Can be traced, unlike `for`."""
+        """Calls `body(s)` at most `times` times; after each, stops if `until(s)` holds. Can be traced, unlike `for`.
+
+        Raises:
+          ValueError: `times` is not in [0, 10000].
+        """
 
     @abc.abstractmethod
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> Any:
         """Copies of this state that go on independently and at the same time.
 
+        They start when all that was appended before has run. With more than one, the text so far is first put in the
+        prefix cache by a request of its own, so that no branch computes it again.
+
         Args:
+          size: branches.
           position_ids_offset: accepted for SGLang's programs; has no effect there either.
         """
 
     @abc.abstractmethod
     def __getitem__(self, name: str) -> Any:
-        """A variable's value, when it is there."""
+        """A variable's value; waits for it. Raises what `get_var` does."""
 
     def __iadd__(self, other: Any) -> Self:
         self.append(other)
@@ -81,7 +95,7 @@ class State(abc.ABC):
         return None
 
     def var_scope(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """What is appended inside becomes the variable `name` too."""
+        """What is appended inside becomes the variable `name` too: `with s.var_scope("all"): ...`. Scopes nest."""
         return self._around(ir.ScopeBegin(name), ir.ScopeEnd(name))
 
     @contextlib.contextmanager
@@ -92,7 +106,7 @@ class State(abc.ABC):
 
     @contextlib.contextmanager
     def copy(self, position_ids_offset: Sequence[int] | None = None) -> Iterator[Any]:
-        """`with s.copy() as t:` a fork of one, joined at the end."""
+        """`with s.copy() as t:` a fork of one, joined at the end: what `t` sets is then a list of one in `s`."""
         forks = self.fork(1, position_ids_offset)
         try:
             yield forks[0]
@@ -101,19 +115,26 @@ class State(abc.ABC):
 
 
 class StateGroup(abc.ABC):
-    """The branches of a fork."""
+    """The branches of a fork: `forks[i]`, `len(forks)`, `for s in forks`, `with s.fork(2) as forks`.
+
+    `forks += x` appends to all of them: the same expression, a list's items one by one, or `x(i)` to branch i.
+    """
 
     states: Sequence[Any]
 
     @abc.abstractmethod
     def join(self, mode: ir.JoinMode = "gather_variable") -> None:
-        """Takes what the branches did into their parent.
+        """Takes what the branches did into their parent. Returns at once; reading from the parent waits.
 
         Args:
           mode: "gather_variable" makes each variable that is new in the branches a list of their values.
             "concate_and_append" appends to the parent what each branch appended, in order. The joined text is computed
             once, by the next generation, as what it is: text after text. That is exact, unlike gluing together what
             the branches computed at other positions and without each other.
+
+        Raises:
+          ValueError: another mode. A branch that does not end in the turn in which it started cannot be concatenated:
+            the parent fails, and reading it raises `ProgramError`.
         """
 
     def __len__(self) -> int:
@@ -154,7 +175,8 @@ class StateGroup(abc.ABC):
 class ProgramState(State):
     """The state of a running program: its text, messages and variables.
 
-    Appending returns at once; reading waits for what is read. What failed is raised where a value is read.
+    Appending (`s += expr`) returns at once; reading (`s[name]`) waits for what is read. What failed is raised where a
+    value is read. `name in s` says, without waiting, whether something sets the variable. Made by `SglFunction.run`.
 
     Attributes:
       ret_value: what the program's function returned.
@@ -202,7 +224,7 @@ class ProgramState(State):
         self.set_var(name, value)
 
     def get_var(self, name: str) -> Any:
-        """`s[name]`.
+        """`s[name]`: the text that was generated, a list where there are several, or what `set_var` was given.
 
         Raises:
           KeyError: nothing sets it; names those that there are.
@@ -211,38 +233,58 @@ class ProgramState(State):
         return self._executor.value(name)
 
     def set_var(self, name: str, value: Any) -> None:
-        """Sets a variable, after what was appended before."""
+        """`s[name] = value`: sets a variable, after what was appended before. Any value; to be traced, a JSON one."""
         self.interpreter.set_variable(name, value)
 
     def get_meta_info(self, name: str) -> Any:
-        """SGLang's meta information of the generation `name`: tokens, finish reason, log-probabilities."""
+        """SGLang's meta information of the generation `name`; waits for it.
+
+        Returns:
+          A dict, a list of them with `n` > 1, None for a variable that was not generated. `prompt_tokens`,
+          `cached_tokens` (of these, from the prefix cache), `completion_tokens`; `finish_reason`, a dict with `type`
+          "stop" (and `matched`), "length" or "abort"; an engine adds `computed_tokens` and `e2e_latency` (seconds).
+          With `return_logprob`, `output_token_logprobs`: (log-probability in nats, token id, text or None) per token;
+          `input_token_logprobs` likewise from `logprob_start_len` on.
+
+        Raises:
+          KeyError, ProgramError: as `get_var`.
+        """
         return self._executor.meta_info(name)
 
     def text(self) -> str:
-        """The whole text. Raises ProgramError when a step failed."""
+        """The whole text, with the chat template's markers; waits for all of it.
+
+        Raises:
+          ProgramError: a step failed.
+        """
         return self._executor.read(lambda transcript: transcript.text, "the text")
 
     def messages(self) -> list[dict[str, Any]]:
-        """The closed chat turns, in OpenAI's form. Raises ProgramError when a step failed."""
+        """The closed chat turns, in OpenAI's form: dicts with `role` and `content`. Waits and raises as `text`."""
         return list(self._executor.read(lambda transcript: transcript.messages, "the messages"))
 
     def usage(self) -> Usage:
-        """Tokens of all requests so far, those of forks included."""
+        """Tokens of all requests that have ended so far, those of forks included. Does not wait: `sync()` does."""
         return self._executor.usage.total
 
     def sync(self) -> None:
-        """Waits until everything appended has run."""
+        """Waits until everything appended here has run, or was dropped by a failure. Raises nothing."""
         self._executor.sync()
 
     def error(self) -> BaseException | None:
-        """What ended the program early, when everything has run."""
+        """What ended the program early, or None; waits until everything has run."""
         self._executor.sync()
         return self._executor.error
 
     # --- streams ----------------------------------------------------------------------------------------------
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
-        """The text, or a variable's, piece by piece as it comes (`run(..., stream=True)`; else a step at a time)."""
+        """The text, or a variable's, piece by piece as it comes (`run(..., stream=True)`; else a step at a time).
+
+        Raises:
+          KeyError: nothing sets the variable.
+          ProgramError: a step failed.
+        """
         return self._executor.pieces(var_name)
 
     async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:

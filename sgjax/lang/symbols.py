@@ -14,7 +14,7 @@ from sgjax.lang import ir
 
 
 class TraceError(TypeError):
-    """The program needs a value that is only known when it runs."""
+    """The program needs a value that is only known when it runs. Its message says what to write instead."""
 
 
 # Formatting must give a string, so an f-string holds a mark in place of the value; `unmark` finds it again.

@@ -10,11 +10,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """Totals over requests.
+    """Totals over requests; `+` adds two.
 
     Attributes:
-      prompt_tokens: sent. cached_tokens: of these, found in the prefix cache.
-      completion_tokens: generated.
+      num_requests: sent to the backend; `select` and what `fork` puts in the cache count as one each.
+      prompt_tokens: sent, over all requests.
+      cached_tokens: of these, found in the prefix cache.
+      completion_tokens: generated, those that a grammar forced included.
     """
 
     num_requests: int = 0
@@ -24,7 +26,7 @@ class Usage:
 
     @property
     def hit_rate(self) -> float:
-        """The cached share of all prompt tokens."""
+        """The cached share of all prompt tokens, in [0, 1]; 0 when there were none."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     def __add__(self, other: Usage) -> Usage:

@@ -24,10 +24,13 @@ class Completion:
 class Backend(Protocol):
     """Runs the generations of programs. All methods may be called from many threads at once.
 
+    What a method raises ends the program's state; `Unsupported` is for what the backend cannot do.
+
     Attributes:
       is_chat_model: it takes messages, not text. A generation then has to be the whole of an assistant's turn, and
         the text that the program builds is only for its reader.
       has_prefix_cache: `prefill` makes later prompts that begin alike cheaper.
+      chat_format: how turns become text.
     """
 
     @property
@@ -44,7 +47,10 @@ class Backend(Protocol):
         ...
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Completion]:
-        """One sample as it grows: each item holds the text so far, and the last one everything."""
+        """One sample as it grows: each item holds the text so far, and the last one everything.
+
+        Leaving early ends the generation.
+        """
         ...
 
     def select(self, prompt: Prompt, choices: Sequence[str], method: ChoicesMethod) -> ChoicesDecision:
@@ -55,13 +61,17 @@ class Backend(Protocol):
         """Puts the prompt in the prefix cache; the request's meta information."""
         ...
 
-    def flush_cache(self) -> None: ...
+    def flush_cache(self) -> None:
+        """Empties the prefix cache, as far as no request uses it."""
+        ...
 
-    def get_server_info(self) -> dict[str, Any]: ...
+    def get_server_info(self) -> dict[str, Any]:
+        """Settings and state; which keys there are differs between backends."""
+        ...
 
 
 class Unsupported(NotImplementedError):
-    """A backend does not do this."""
+    """A backend does not do this. Reading from the state raises `ProgramError` with this as its cause."""
 
 
 def refuse_media(prompt: Prompt, backend: str) -> None:

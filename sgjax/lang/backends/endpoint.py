@@ -26,15 +26,17 @@ class RuntimeEndpoint:
 
     Args:
       base_url: for example "http://127.0.0.1:30000".
+      api_key: sent as a bearer token.
       chat_template_name: SGLang's name for `chat_template`.
       verify: False accepts any certificate; a path is a file of certificate authorities.
       chat_template: Jinja text or the name of a fixed format. By default what the server tells, or else what the
         model's name suggests.
       special_tokens: `bos_token`, `eos_token` for a template, when the server does not tell.
-      timeout_s: the longest silence of the server, None without limit.
+      timeout_s: the longest silence of the server, in seconds; None without limit.
 
     Raises:
-      EndpointError: the server cannot be reached. ValueError: the chat template is none.
+      EndpointError: the server cannot be reached.
+      ValueError: the chat template is none.
     """
 
     is_chat_model = False
@@ -76,6 +78,7 @@ class RuntimeEndpoint:
         return self._format
 
     def get_model_name(self) -> str:
+        """The server's `model_path`."""
         return str(self.model_info.get("model_path", ""))
 
     def generate(self, prompt: Prompt, sampling: Sampling) -> list[Completion]:

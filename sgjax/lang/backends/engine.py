@@ -151,14 +151,26 @@ class EngineBackend:
 
 
 class OwnedEngine:
-    """An engine made for programs: SGLang's `Runtime`. Close it with `shutdown()` or by `with`."""
+    """An engine made for programs: SGLang's `Runtime`, in this process. Close it with `shutdown()` or by `with`.
+
+    Attributes:
+      engine: the `Engine`.
+      endpoint: its backend; `backend=` takes the `Runtime` itself too.
+    """
 
     def __init__(self, engine: Any):
         self.engine = engine
         self.endpoint = EngineBackend(engine)
 
     def generate(self, prompt: str | list[str], sampling_params: Any = None, **options: Any) -> str:
-        """Generates outside of any program; JSON text of SGLang's answer."""
+        """Generates outside of any program.
+
+        Args:
+          prompt, sampling_params, **options: as for `Engine.generate`.
+
+        Returns:
+          JSON text of SGLang's answer: `text` and `meta_info`, or a list of such.
+        """
         found = self.engine.generate(prompt, sampling_params, **options)
         sampling = Sampling(
             return_logprob=options.get("return_logprob"), top_logprobs_num=options.get("top_logprobs_num")
@@ -168,6 +180,7 @@ class OwnedEngine:
         return json.dumps(answers if isinstance(found, list) else answers[0])
 
     def get_tokenizer(self) -> Any:
+        """The engine's `Tokenizer`."""
         return self.engine.tokenizer
 
     def cache_prefix(self, prefix: str) -> None:
@@ -175,12 +188,15 @@ class OwnedEngine:
         self.endpoint.prefill(Prompt(prefix))
 
     def flush_cache(self) -> None:
+        """Forgets every cached prefix that no running request uses."""
         self.endpoint.flush_cache()
 
     def get_server_info(self) -> dict[str, Any]:
+        """The engine's settings, and its `stats()` in `internal_states`."""
         return self.endpoint.get_server_info()
 
     def shutdown(self) -> None:
+        """Closes the engine. Twice is fine."""
         self.engine.close()
 
     def __enter__(self) -> OwnedEngine:
