@@ -4,11 +4,12 @@
 # make lint     ruff, pyright, import-linter
 # make format   ruff's fixes
 # make bench    the benchmarks behind the README's table
+# make reference  docs/reference/ from the docstrings
 # make clean    removes .venv and what was built; models and compiled steps stay in the cache
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format bench clean
+.PHONY: help serve test lint format bench reference clean
 
 ARGS ?=
 EXTRAS ?=
@@ -39,6 +40,9 @@ format: $(DEV_READY)
 
 bench: $(DEV_READY)
 	$(BIN)/python -m benchmarks.run_all $(ARGS)
+
+reference: $(DEV_READY)
+	$(BIN)/python scripts/make_reference.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

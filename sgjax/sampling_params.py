@@ -63,11 +63,19 @@ class SamplingParams:
     Attributes:
       max_new_tokens: upper bound on generated tokens; 0 only computes the prompt (scoring). None means
         as many as the context allows.
-      min_new_tokens: end-of-sequence and stop tokens cannot be chosen before this many tokens.
+      min_new_tokens: end-of-sequence and stop tokens cannot be chosen before this many tokens; not with a grammar.
       temperature: 0 is greedy (argmax).
-      top_k: -1 (or 0) means the whole vocabulary.
+      top_p: draw from the smallest set of the likeliest tokens that has this probability, in (0, 1].
+      top_k: draw from this many of the likeliest tokens; -1 (or 0) means the whole vocabulary.
+      min_p: least probability, as a share of the likeliest token's.
+      frequency_penalty, presence_penalty: taken from a token's logit, per occurrence in the output and once for any.
+      repetition_penalty: above 1 makes tokens of the prompt and the output less likely.
+      logit_bias: added to the logits of these token ids, 320 at most.
       seed: draws depend on (seed, position) alone, never on neighbours in the batch. None draws a seed.
       stop: strings, matched in the decoded text across token borders; the match is cut unless `no_stop_trim`.
+      stop_token_ids: end the output, like end-of-sequence. stop_regex: as `stop`, by regular expressions.
+      ignore_eos: go on after end-of-sequence.
+      skip_special_tokens: leave them out of the text.
       n: samples of this prompt; sample i uses seed + i.
       json_schema, regex, ebnf, structural_tag, choices: at most one; the output then follows that grammar. A schema
         and a structural tag are JSON text or the object itself; the output is one of the choices.

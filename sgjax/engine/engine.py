@@ -98,7 +98,8 @@ class Engine:
         Raises:
           RequestError: the request could never run; names the field. A refused grammar is raised by the handle,
             since grammars are compiled after this returns.
-          QueueFull: too many are waiting. EngineError: the engine has failed or is closed.
+          QueueFull: too many are waiting.
+          EngineError: the engine has failed or is closed.
         """
         try:
             loop = asyncio.get_running_loop()
