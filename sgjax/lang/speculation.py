@@ -74,10 +74,9 @@ class ChatSpeculation:
         if not gens:
             return list(pieces)  # type: ignore[arg-type]
         longer = max(self._num_tokens, *(gen.sampling.max_new_tokens or 0 for gen in gens))
-        # The stop of the last generation ends the request too.
-        sampling = dataclasses.replace(gens[0].sampling, max_new_tokens=longer, n=1, stop=gens[-1].sampling.stop)
-        if len(gens) > 1 and pieces[-1] is not gens[-1]:
-            sampling = dataclasses.replace(sampling, stop=None)
+        # A stop string may stand in what comes before its generation, and would end the turn there.
+        stop = gens[0].sampling.stop if len(pieces) == 1 else None
+        sampling = dataclasses.replace(gens[0].sampling, max_new_tokens=longer, n=1, stop=stop)
         answer = ""
         for _ in range(MAX_TRIES):
             (completion,) = generate(sampling)

@@ -29,15 +29,19 @@ _EXTRA = {
 
 
 def require(module: str, backend: str) -> ModuleType:
-    """An optional library.
+    """An optional library, which the extra of its name installs.
 
     Raises:
       ImportError: it is not installed; says how to install it.
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"sgl.{backend} needs the package {module!r}: pip install {module}") from error
+    except ModuleNotFoundError as error:
+        if error.name != module:  # it is there, and one of its own imports fails
+            raise
+        raise ImportError(
+            f"sgl.{backend} needs the package {module!r}: pip install 'sgjax[{module}]'", name=module
+        ) from error
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, Any]]:

@@ -44,6 +44,9 @@ class LiteLLM:
         return chat_api.openai_completions(self._create(prompt, sampling), sampling, is_chat=True)
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Completion]:
+        if sampling.dtype is not None:  # what is of the type shows when all is there
+            yield from self.generate(prompt, sampling)
+            return
         text, usage, reason = "", None, None
         for chunk in self._create(prompt, sampling, stream=True, stream_options={"include_usage": True}):
             usage = getattr(chunk, "usage", None) or usage

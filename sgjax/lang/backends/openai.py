@@ -61,6 +61,9 @@ class OpenAI:
         return chat_api.openai_completions(response, sampling, is_chat=self.is_chat_model)
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Completion]:
+        if sampling.dtype is not None:  # what is of the type shows when all is there
+            yield from self.generate(prompt, sampling)
+            return
         text, usage, reason = "", None, None
         with self._create(prompt, sampling, stream=True, stream_options={"include_usage": True}) as chunks:
             for chunk in chunks:
