@@ -15,6 +15,7 @@ from sgjax_server.host import EngineHost
 
 import sgjax
 import sgjax as sgl
+from benchmarks.program_on_server import run_once
 from sgjax.lang.backends.http import EndpointError, JsonClient
 from sgjax.lang.program import SglFunction
 
@@ -226,6 +227,14 @@ def test_one_request_for_each_run_of_a_batch(endpoint: Endpoint):
     assert [outcome(state) for state in states] == expected
     assert endpoint.paths.count("/run_program") == 3
     assert len(endpoint.paths) <= 4  # and one for what all begin with
+
+
+def test_the_benchmark_counts_round_trips(endpoint: Endpoint):
+    run_once(endpoint, 0.0, "owls", False)
+    (_, num_steps, expected), (_, num_whole, text) = (run_once(endpoint, 0.0, "owls", way) for way in (False, True))
+    # Eight answers, the text that the fork shares, two branches, and a choice: its prefix, then its scores.
+    assert (num_steps, num_whole) == (13, 1)
+    assert text == expected
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------

@@ -35,7 +35,11 @@ class ProgramPool:
             if self._num_running >= self._size:
                 raise ApiError(429, f"{self._num_running} programs are running, the limit", code="too_many_programs")
             self._num_running += 1
-        return ProgramRun(engine, call, self._ended)
+        try:
+            return ProgramRun(engine, call, self._ended)
+        except BaseException:  # no thread can be had
+            self._ended()
+            raise
 
     def _ended(self) -> None:
         with self._lock:

@@ -125,10 +125,17 @@ class ProgramRun:
     # --- in threads -------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        try:
+            last = self._outcome()
+        except Exception as error:  # a defect, since what a program does wrong is an outcome
+            last = as_api_error(error)
+        self._on_end()
+        self._tell(last)
+
+    def _outcome(self) -> dict[str, Any] | ApiError:
         call = self._call
-        backend = ProgramBackend(self._engine, call.chat_format)
         options = RunOptions(call.defaults, stream=call.events == "deltas")
-        state = ProgramState(Interpreter(backend, options))
+        state = ProgramState(Interpreter(ProgramBackend(self._engine, call.chat_format), options))
         replay = ProgramReplay(
             call.arguments,
             state,
@@ -138,15 +145,13 @@ class ProgramRun:
             on_failure=self._engine.end,
         )
         try:
-            last: dict[str, Any] | ApiError = self._replayed(replay, state)
+            return self._replayed(replay, state)
         except Exception as error:
-            last = self._failure(replay.first_failed, error)
-        finally:
+            return self._failure(replay.first_failed, error)
+        finally:  # nothing of it is at work when it has ended
             self._engine.end()
             for branch in replay.branches:
                 branch.executor.sync()
-        self._on_end()
-        self._tell(last)
 
     def _replayed(self, replay: ProgramReplay, state: ProgramState) -> dict[str, Any]:
         program = self._call.program
