@@ -141,10 +141,10 @@ class RuntimeEndpoint:
             return None
         events = self._client.stream("/run_program", request)
         try:
-            next(events)  # comes at once
+            first = next(events, None)  # comes at once
         except EndpointError:
             return None
-        return events
+        return None if first is None else events
 
     def _first_of(self, *paths: str) -> dict[str, Any]:
         """The answer of the first route that the server has; empty when it has none of them."""
