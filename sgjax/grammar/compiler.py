@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -19,6 +20,7 @@ from sgjax.grammar.sources import LIMITS, Source
 from sgjax.sampling_params import GrammarSpec
 
 MAX_MASK_THREADS = 8
+CLOSE_TIMEOUT_S = 5.0
 MAX_GIVEN_UP = 8  # workers that took too long and still run, beyond which none is replaced
 
 
@@ -55,6 +57,7 @@ class GrammarCompiler:
         self._pending: dict[GrammarSpec, Future[Grammar]] = {}
         self._jobs: queue.SimpleQueue[GrammarSpec | None] = queue.SimpleQueue()
         self._given_up: list[GrammarSpec] = []  # what workers without a place are still compiling
+        self._threads: list[threading.Thread] = []
         self._closed = False
         self.num_compiled = 0
         self.num_cache_hits = 0
@@ -64,6 +67,8 @@ class GrammarCompiler:
         self._start(lambda: self._build_vocabulary(tokenizer_json, vocab_size, eos))
         for _ in range(num_workers):
             self._start(self._work)
+        # A thread that comes out of llguidance when the interpreter is gone would abort the process.
+        atexit.register(self.close)
 
     @property
     def num_pending(self) -> int:
@@ -93,17 +98,24 @@ class GrammarCompiler:
         return future
 
     def close(self) -> None:
-        """Ends the workers; what is pending fails."""
+        """Ends the workers; what is pending fails. Waits for what they are doing, but not for long. Twice is fine."""
+        atexit.unregister(self.close)
         with self._lock:
             self._closed = True
             pending = list(self._pending)
         for spec in pending:
             self._finish(spec, RequestError(spec.kind, "the engine is closing"))
         self._jobs.put(None)
+        end = time.monotonic() + CLOSE_TIMEOUT_S
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _start(self, target: Callable[[], None]) -> None:
         # Daemon: a compile that takes long must not keep the process alive.
-        threading.Thread(target=target, name="sgjax-grammar", daemon=True).start()
+        thread = threading.Thread(target=target, name="sgjax-grammar", daemon=True)
+        self._threads = [other for other in self._threads if other.is_alive()]
+        thread.start()
+        self._threads.append(thread)
 
     def _build_vocabulary(self, tokenizer_json: str, vocab_size: int, eos: list[int]) -> None:
         try:

@@ -7,6 +7,7 @@ import re
 MAX_LEN = 500
 _SOURCE_LINE = re.compile(r" *\d+ \| ")  # of the grammar in which a regular expression was put
 _WORDS = {
+    "coerce_one_of": "the alternatives of oneOf overlap, or cannot be shown not to; write anyOf if that is meant",
     "NoExtension": "nothing matches it",
     "NoExtensionBias": "nothing matches it",
     "too many states": "too complex: its regular expressions need more states than the limit",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -92,15 +91,13 @@ def gen(
       return_logprob, logprob_start_len, top_logprobs_num, return_text_in_logprobs: what `get_meta_info` will hold.
 
     Raises:
-      ValueError: a `regex` that Python's `re` does not take, an unknown `dtype` or choice method.
+      ValueError: `choices` with a grammar, an unknown `dtype` or choice method.
     """
     if choices is not None:
+        grammars = {"regex": regex, "json_schema": json_schema, "ebnf": ebnf, "structural_tag": structural_tag}
+        if given := [field for field, value in grammars.items() if value is not None]:
+            raise ValueError(f"choices: cannot be combined with {given[0]}")
         return select(name, choices, 0.0 if temperature is None else temperature, choices_method)
-    if isinstance(regex, str) and "\x02" not in regex:
-        try:
-            re.compile(regex)
-        except re.error as error:
-            raise ValueError(f"regex: {regex!r} is not a regular expression: {error}") from None
     options = dict(
         max_new_tokens=max_tokens,
         min_new_tokens=min_tokens,

@@ -132,6 +132,7 @@ class EngineBackend:
             meta |= {
                 "cached_tokens": output.receipt.cached_tokens,
                 "computed_tokens": output.receipt.computed_tokens,
+                "forced_tokens": output.receipt.forced_tokens,
                 "e2e_latency": output.receipt.e2e_s,
             }
         if sampling.return_logprob:
