@@ -195,8 +195,10 @@ class Executor:
             return self._transcript.prompt()
 
     def stream_in(self, name: str | None, text: str, meta_info: Any) -> None:
-        """More text of a generation that is not done."""
+        """More text of a generation that is not done. Raises when the program has failed meanwhile, which ends it."""
         with self._changed:
+            if self._error is not None:
+                raise self._error
             self._transcript.append(text)
             if name is not None:
                 self._partial[name] = self._partial.get(name, "") + text

@@ -213,6 +213,8 @@ class Interpreter:
 
         Where several will go on from one text, it is put in the prefix cache first, unless it is known to be there.
         """
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"a state is forked into a number of branches, not {size!r}")
         if self._turn_names is not None:
             raise ValueError("with num_api_spec_tokens a chat model's turn cannot be forked before it ends")
         shares = size > 1 and self.backend.has_prefix_cache

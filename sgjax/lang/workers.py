@@ -13,6 +13,8 @@ def run_all[T](tasks: Sequence[Callable[[], T]], order: Sequence[int], num_threa
     Leaving early starts no further task. The threads end with their last task and do not keep the process alive, so
     that an interrupt is one.
     """
+    if num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, not {num_threads}")
     futures: list[Future[T]] = [Future() for _ in tasks]
     numbers = iter(order)
     lock = threading.Lock()

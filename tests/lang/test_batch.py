@@ -88,6 +88,12 @@ def test_a_wrong_item():
     assert ask.run_batch([], backend=FakeBackend()) == []
 
 
+@pytest.mark.parametrize("num_threads", [0, -3])
+def test_too_few_threads(num_threads: int):
+    with pytest.raises(ValueError, match=f"at least 1, not {num_threads}"):
+        ask.run_batch(BATCH, backend=FakeBackend(), num_threads=num_threads)
+
+
 def test_a_failing_cache_does_not_stop_the_batch():
     class NoCache(FakeBackend):
         def prefill(self, prompt):

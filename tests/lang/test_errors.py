@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from typing import Any
+
 import pytest
 
 import sgjax as sgl
 from sgjax.lang import ProgramState
+from sgjax.lang.backends.base import Completion
 
 from .fakes import FakeBackend
 
@@ -169,3 +174,39 @@ def test_what_is_no_program():
         sgl.function(later)
     with pytest.raises(TypeError, match="first parameter"):
         sgl.function(lambda: None)
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "2", None])
+def test_a_fork_into_what_is_no_number(size: Any):
+    s = started(FakeBackend())
+    with pytest.raises(ValueError, match="number of branches"):
+        s.fork(size)
+    forks = s.fork(0)
+    forks.join()
+    assert (len(forks), s.text()) == (0, "")
+
+
+def test_a_failed_program_ends_what_it_streams():
+    """Its requests are given up, and the thread with them."""
+    first_piece, ended = threading.Event(), threading.Event()
+
+    class Endless(FakeBackend):
+        def stream(self, prompt, sampling):
+            try:
+                for size in itertools.count(1):
+                    yield Completion("a" * size, {})
+                    first_piece.set()
+            finally:
+                ended.set()
+
+    @sgl.function
+    def program(s):
+        s += sgl.gen("x") + sgl.gen("y")
+        assert first_piece.wait(10)
+        raise Broken("in the body")
+
+    state = program.run(backend=Endless(), stream=True)
+    with pytest.raises(sgl.ProgramError, match="in the body"):
+        state["x"]
+    assert ended.wait(10)
+    assert isinstance(state.error(), Broken)
