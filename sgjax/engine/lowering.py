@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,9 @@ from sgjax.models.loader import LoadedModel
 from sgjax.types import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKENS
 
 
-class ForwardKey(NamedTuple):
+# Dataclasses, whose equality includes the class: named tuples of different classes may be equal.
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForwardKey:
     """A shape of `forward_step`: T tokens, S rows, P pages."""
 
     decode: bool
@@ -35,7 +38,8 @@ class ForwardKey(NamedTuple):
         return f"decode of {self.num_rows} rows" if self.decode else f"prefill of {self.num_tokens} tokens"
 
 
-class SampleKey(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class SampleKey:
     """A variant of `sample_step`."""
 
     num_rows: int
@@ -47,19 +51,22 @@ class SampleKey(NamedTuple):
         return f"sampling of {self.num_rows} rows"
 
 
-class MaskKey(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class MaskKey:
     """A shape of `mask_step`."""
 
     num_rows: int
 
 
-class PromptKey(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptKey:
     """A shape of `prompt_step`."""
 
     num_tokens: int
 
 
-class CountsKey(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class CountsKey:
     """`counts_step`; it has one shape."""
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import sgjax
 from sgjax import RequestError, SamplingParams
+from sgjax.engine.lowering import all_keys
 from sgjax.grammar import GrammarCompiler
 
 PROMPT = list(range(100, 140))
@@ -272,8 +273,18 @@ def test_a_grammar_that_dies_ends_its_request_alone(engine, monkeypatch):
 
 
 def test_nothing_compiles_late(make_engine):
-    engine = make_engine(skip_warmup=False, max_running_requests=4)
+    engine = make_engine(skip_warmup=False, chunked_prefill_size=32)
     engine.wait_until_compiled()
+    keys = list(all_keys(engine._core.runner.buckets))
+    assert engine.stats().num_steps_compiled == len(keys)  # no two of them are taken for the same
+    for length in (5, 8, 12, 16):  # tokens of one step as many as rows of another
+        scored = engine.generate(
+            input_ids=[PROMPT[:length]] * 3,
+            sampling_params=params(max_new_tokens=0),
+            return_logprob=True,
+            logprob_start_len=0,
+        )
+        assert [len(output.input_logprobs) for output in scored] == [length] * 3
     engine.generate(input_ids=prompts(), sampling_params=mixed())
     engine.generate(input_ids=PROMPT, sampling_params=params(regex="[ab]{3}", frequency_penalty=1), return_logprob=True)
     assert engine.stats().num_late_compiles == 0
