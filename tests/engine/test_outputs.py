@@ -24,7 +24,7 @@ class Core:
 
     def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
         self.finished.append((rid, reason))
-        return [TokenEvent(rid, index or 0, [], finish=reason, receipt=Receipt(steps=7))]
+        return [TokenEvent(rid, index or 0, [], finish=reason, receipt=Receipt(completion_tokens=3))]
 
 
 def run(tokenizer: Tokenizer, core: Core, text: str, finish: FinishReason | None = None, **stops: str) -> OutputDelta:
@@ -41,7 +41,8 @@ def test_a_stop_ends_the_request(tokenizer: Tokenizer):
     core = Core()
     delta = run(tokenizer, core, "one two three", stop=" two")
     assert (delta.text, delta.finish) == ("one", FinishReason("stop", matched=" two"))
-    assert delta.receipt == Receipt(steps=7)
+    assert tokenizer.decode(delta.token_ids) == "one two"  # what came with the stop in one event, behind it, is dropped
+    assert delta.receipt == Receipt(completion_tokens=2)
     assert core.finished == [("a", FinishReason("stop", matched=" two"))]
 
 
