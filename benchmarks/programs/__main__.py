@@ -1,4 +1,7 @@
-"""Measures the workloads and prints a table; without --workload and --small also writes the results."""
+"""Measures the workloads, prints a table and, unless --small, puts the figures into the results file.
+
+Figures of other workloads stay there, so that the workloads can be measured at several times; each says when.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +33,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/programs.json")
     args = parser.parse_args()
     workloads = [WORKLOADS[name] for name in args.workload]
-    result: dict[str, Any] = {**describe(), "runs": args.runs, "load_average_before": os.getloadavg()}
+    measured = {**describe(), "runs": args.runs, "load_average_before": os.getloadavg()}
     figures = measure_in_process(workloads, args.runs, args.small)
     for name, served in measure_over_http(workloads, args.runs, args.small).items():
-        figures[name] |= served
-    result |= {"load_average_after": os.getloadavg(), "figures": figures}
-    print(json.dumps(result, indent=1))
+        figures[name] |= {**served, "measured": {**measured, "load_average_after": os.getloadavg()}}
     print(table(figures))
-    if not args.small and args.workload == list(WORKLOADS):
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if not args.small:
+        kept = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+        merged = {name: ({**kept, **figures})[name] for name in WORKLOADS if name in figures or name in kept}
+        args.out.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
 
 
 def measure_in_process(workloads: Sequence[Workload], runs: int, small: bool) -> dict[str, dict[str, Any]]:

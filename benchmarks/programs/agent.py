@@ -71,6 +71,6 @@ WORKLOAD = Workload(
     draw=draw,
     answer=lambda state: [*(state[f"action_{step}"] for step in range(NUM_STEPS)), state["answer"]],
     plain=plain,
-    full=Size(programs=3, shared=4, own=2),
+    full=Size(programs=2, shared=4, own=2),
     small=Size(programs=3, shared=2, own=1),
 )

@@ -25,8 +25,7 @@ def few_shot(s, examples, beginning, endings):
 
 
 def plain(client: Plain, examples: str, beginning: str, endings: list[str]) -> str:
-    prompt = f"{examples}Beginning: {beginning}\nEnding:"
-    return max(endings, key=lambda ending: client.score(prompt, ending))
+    return client.select(f"{examples}Beginning: {beginning}\nEnding:", endings)
 
 
 def draw(rng: random.Random, size: Size) -> list[dict[str, Any]]:

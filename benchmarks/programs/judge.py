@@ -1,6 +1,7 @@
 """Judges (branch, solve, merge): remarks and a grade for several sides of an article, then a grade for the whole.
 
-By the API that is two calls a side, one for the remark and one for the grade's word, and one for the whole.
+By the API a remark is one call, and a grade one scoring call for each possible grade. To take the grade from the first
+word of an answer would be a single call, but this model does not keep to the grades.
 """
 
 from __future__ import annotations
@@ -40,16 +41,11 @@ def plain(client: Plain, article: str) -> list[str]:
     for side in SIDES:
         text = f"{article}The {side} of this article shows"
         remarks.append(client.complete(text, REMARK_TOKENS, stop=["\n"]))
-        grades.append(_grade(client, f"{text}{remarks[-1]}\nThe {side} is"))
+        grades.append(client.select(f"{text}{remarks[-1]}\nThe {side} is", GRADES))
     text = article
     for side, remark, grade in zip(SIDES, remarks, grades, strict=True):
         text += f"The {side} shows{remark} and is{grade}.\n"
-    return [*grades, _grade(client, text + "All in all the article is")]
-
-
-def _grade(client: Plain, prompt: str) -> str:
-    word = client.complete(prompt, max_tokens=1)
-    return word if word in GRADES else GRADES[-1]
+    return [*grades, client.select(text + "All in all the article is", GRADES)]
 
 
 def draw(rng: random.Random, size: Size) -> list[dict[str, Any]]:
@@ -63,6 +59,6 @@ WORKLOAD = Workload(
     draw=draw,
     answer=lambda state: [*state["grade"], state["whole"]],
     plain=plain,
-    full=Size(programs=2, shared=3, own=5),
+    full=Size(programs=2, shared=2, own=4),
     small=Size(programs=2, shared=2, own=6),
 )

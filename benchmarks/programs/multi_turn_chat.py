@@ -50,6 +50,6 @@ WORKLOAD = Workload(
     draw=draw,
     answer=lambda state: [state[f"answer_{turn}"] for turn in range(NUM_TURNS)],
     plain=plain,
-    full=Size(programs=4, shared=6, own=2),
+    full=Size(programs=3, shared=6, own=2),
     small=Size(programs=3, shared=2, own=1),
 )

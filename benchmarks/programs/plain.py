@@ -65,6 +65,10 @@ class Plain:
         ]
         return sum(values) / len(values)
 
+    def select(self, prompt: str, choices: Sequence[str]) -> str:
+        """The likeliest choice, by one scoring call for each."""
+        return max(choices, key=lambda choice: self.score(prompt, choice))
+
     def _count(self, usage: Any) -> None:
         details = usage.prompt_tokens_details
         with self._lock:

@@ -1,6 +1,6 @@
 """Tree of thought: plans for a task, solutions of each plan, a verdict on each solution.
 
-By the API that is one call for each of them, and a verdict is the word with which the answer begins.
+By the API a plan and a solution are one call each, and a verdict one scoring call for each possible verdict.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def plain(client: Plain, task: str) -> list[tuple[str, str, str]]:
         for start in SOLUTIONS:
             text = f"{task}\nPlan, {way}:{plan}\nSolution: {start},"
             solution = client.complete(text, SOLUTION_TOKENS, stop=["\n"])
-            answer = client.complete(text + solution + ASK, max_tokens=1)
-            found.append((plan, solution, answer if answer in VERDICTS else VERDICTS[-1]))
+            found.append((plan, solution, client.select(text + solution + ASK, VERDICTS)))
     return found
 
 
@@ -59,6 +58,6 @@ WORKLOAD = Workload(
     draw=draw,
     answer=lambda state: state.ret_value,
     plain=plain,
-    full=Size(programs=2, shared=5, own=3),
+    full=Size(programs=2, shared=4, own=3),
     small=Size(programs=2, shared=4, own=2),
 )
