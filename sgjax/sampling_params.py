@@ -104,7 +104,7 @@ class SamplingParams:
     regex: str | None = None
     ebnf: str | None = None
     structural_tag: str | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
 
     def __post_init__(self):
         set_ = object.__setattr__
@@ -119,7 +119,8 @@ class SamplingParams:
         set_(self, "logit_bias", _normal_bias(self.logit_bias))
         for name in ("json_schema", "structural_tag"):
             set_(self, name, _json_text(name, getattr(self, name)))
-        set_(self, "choices", _as_tuple(self.choices, str, "choices"))
+        if self.choices is not None:
+            set_(self, "choices", _as_tuple(self.choices, str, "choices"))
         _check_grammar(self)
 
     @property
@@ -242,9 +243,11 @@ def _json_text(field: str, value: Any) -> str | None:
 
 
 def _check_grammar(p: SamplingParams) -> None:
-    given = [kind for kind in GRAMMAR_KINDS if getattr(p, kind) not in (None, ())]
+    given = [kind for kind in GRAMMAR_KINDS if getattr(p, kind) is not None]
+    if p.choices == ():
+        raise RequestError("choices", "give at least one")
     for kind in given:
-        for text in p.choices if kind == "choices" else (getattr(p, kind),):
+        for text in p.choices or () if kind == "choices" else (getattr(p, kind),):
             if not isinstance(text, str) or not text:
                 raise RequestError(kind, "must be text, and not empty")
             check_text(kind, text)
@@ -252,7 +255,7 @@ def _check_grammar(p: SamplingParams) -> None:
                 raise RequestError(kind, f"at most {MAX_GRAMMAR_LEN} characters")
     if len(given) > 1:
         raise RequestError(given[1], f"cannot be combined with {given[0]}")
-    if len(p.choices) > MAX_CHOICES:
+    if p.choices is not None and len(p.choices) > MAX_CHOICES:
         raise RequestError("choices", f"at most {MAX_CHOICES}")
     if given and p.min_new_tokens:
         raise RequestError("min_new_tokens", f"cannot be combined with {given[0]}, which says when the output ends")

@@ -45,6 +45,10 @@ class _Launched:
     forward_ends_s: float
     ends_s: float = 0.0
 
+    @property
+    def is_sampled(self) -> bool:
+        return self.ends_s > 0
+
 
 class ClockRunner:
     """A device that takes time and computes nothing.

@@ -34,7 +34,7 @@ class Batch:
     @property
     def constrained(self) -> bool:
         """Whether the tokens of this step depend on a grammar, and so on the tokens before it."""
-        return any(row.seq.matcher is not None for row in self.rows)
+        return any(row.sample and row.seq.matcher is not None for row in self.rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

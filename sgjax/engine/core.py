@@ -64,7 +64,7 @@ class EngineCore:
 
     def _sample(self, batch: Batch, handle: StepHandle) -> list[TokenEvent]:
         """Samples a step that had to wait for its masks. A grammar that lets nothing follow ends its sequence."""
-        if not batch.constrained:
+        if handle.is_sampled:
             return []
         self.packer.add_mask(handle.step, batch)
         self.runner.sample(handle)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
@@ -19,7 +21,9 @@ from sgjax.engine.batch import SchedulerCounters
 from sgjax.engine.build import build_core
 from sgjax.engine.loop import EngineLoop
 from sgjax.engine.outputs import RequestHandle
+from sgjax.engine.runner import Runner
 from sgjax.engine.sequence import Sequence
+from sgjax.grammar import GrammarCompiler
 from sgjax.types import GenerateOutput, Request, RequestError, SamplingParams
 
 Messages = Seq[Mapping[str, Any]]
@@ -84,6 +88,10 @@ class Engine:
         self._num_pages = built.num_pages
         self._rng = np.random.default_rng(self.config.random_seed)
         self._loop = EngineLoop(built.core, built.tokenizer, max_queued=self.config.max_queued_requests)
+        # Also when nobody closes it: threads at work in native code while the interpreter ends would abort the process.
+        # Registered after jax's own clean-up, and so run before it, which a finalizer's own hook would not be.
+        self._shut_down = weakref.finalize(self, _shut_down, self._loop, built.grammars, built.core.runner)
+        atexit.register(self._shut_down)
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -347,15 +355,20 @@ class Engine:
 
     def close(self) -> None:
         """Stops after the step at hand. Open requests get an `EngineError`. Closing twice is fine."""
-        self._loop.close()
-        self._grammars.close()
-        self._core.runner.compiler.close()
+        self._shut_down()
+        atexit.unregister(self._shut_down)
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _shut_down(loop: EngineLoop, grammars: GrammarCompiler, runner: Runner) -> None:
+    loop.close()
+    grammars.close()
+    runner.close()
 
 
 def _new_outputs(request: Request) -> list[GenerateOutput]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,10 @@ class StepHandle:
     tokens: Any = None
     logprobs: Any = None
     prompt_logprobs: Any = None
+
+    @property
+    def is_sampled(self) -> bool:
+        return self.tokens is not None
 
 
 @dataclasses.dataclass(slots=True)
@@ -137,6 +142,12 @@ class Runner:
         """Compiles what one short request needs now, and the other buckets in the background."""
         first = first_keys(self.buckets)
         self.compiler.warm_up(first, [key for key in all_keys(self.buckets) if key not in first], on_progress)
+
+    def close(self) -> None:
+        """Stops compiling and waits for the steps that were launched: they must not outlive the interpreter."""
+        self.compiler.close()
+        with contextlib.suppress(RuntimeError):  # a step that failed has no results to wait for
+            jax.block_until_ready((self._cache, self._last_token, self._counts))
 
 
 def _fields(values: SamplingValues | PenaltyValues) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import queue
 import threading
@@ -67,8 +66,6 @@ class GrammarCompiler:
         self._start(lambda: self._build_vocabulary(tokenizer_json, vocab_size, eos))
         for _ in range(num_workers):
             self._start(self._work)
-        # A thread that comes out of llguidance when the interpreter is gone would abort the process.
-        atexit.register(self.close)
 
     @property
     def num_pending(self) -> int:
@@ -99,7 +96,6 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """Ends the workers; what is pending fails. Waits for what they are doing, but not for long. Twice is fine."""
-        atexit.unregister(self.close)
         with self._lock:
             self._closed = True
             pending = list(self._pending)

@@ -48,6 +48,8 @@ class Source:
         if spec.kind == "regex":
             if len(spec.text) > MAX_REGEX_LEN:
                 raise RequestError("regex", f"too complex: more than {MAX_REGEX_LEN} characters")
+            if (len(spec.text) - len(spec.text.rstrip("\\"))) % 2:  # llguidance would drop it
+                raise RequestError("regex", "ends in a backslash that escapes nothing")
             return llguidance.LLMatcher.grammar_from_regex(spec.text)
         if spec.kind == "ebnf":
             return gbnf.to_lark(spec.text)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
+import textwrap
 import threading
 
 import pytest
@@ -171,6 +174,8 @@ def test_a_refused_grammar_names_its_field(engine):
         with pytest.raises(RequestError) as raised:
             engine.generate(input_ids=PROMPT, sampling_params=params(**{field: value}))
         assert raised.value.field == field
+    with pytest.raises(RequestError, match="choices: give at least one"):
+        SamplingParams(choices=())
     with pytest.raises(RequestError, match="cannot be combined"):
         SamplingParams(regex="a", json_schema="{}")
     with pytest.raises(RequestError, match="min_new_tokens"):
@@ -270,6 +275,21 @@ def test_a_grammar_that_dies_ends_its_request_alone(engine, monkeypatch):
     )
     assert (dead.finish.kind, dead.finish.message) == ("abort", "too complex")
     assert (free.finish.kind, len(free.output_ids)) == ("length", 30)
+
+
+@pytest.mark.parametrize("grammar", [None, "[a-z ]{900}"])
+def test_a_script_that_ends_while_the_engine_works(grammar, tiny_settings):
+    """Nobody closed the engine, a step is in flight: the exit status is still the script's own."""
+    code = """
+        import json, sys, sgjax
+        engine = sgjax.Engine(**json.loads(sys.argv[1]))
+        stream = engine.stream("Once", {"max_new_tokens": 400, "ignore_eos": True, "regex": json.loads(sys.argv[2])})
+        next(stream)
+        sys.exit(3)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), json.dumps(tiny_settings), json.dumps(grammar)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
 
 
 def test_nothing_compiles_late(make_engine):

@@ -162,6 +162,10 @@ class FakeHandle:
     states: list[int | None]
     tokens: np.ndarray | None = None
 
+    @property
+    def is_sampled(self) -> bool:
+        return self.tokens is not None
+
 
 class FakeRunner:
     """Keeps, per token in a page, the token and the state after it. Steps run at launch, results are read later."""

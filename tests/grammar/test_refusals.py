@@ -81,6 +81,7 @@ SCHEMAS = [
 ]
 OTHERS: list[tuple[str, Any, str]] = [
     ("regex", "a(?=b)", "look-around"),
+    ("regex", "a|\\", "ends in a backslash"),
     ("regex", "a{2", "unclosed counted repetition"),
     ("regex", r"[^\s\S]", "nothing can be generated: nothing matches it"),
     ("ebnf", 'root ::= "a" | b', "Rule 'b' not found"),
