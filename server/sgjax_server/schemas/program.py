@@ -58,7 +58,7 @@ class ProgramRequest(ApiModel):
         )
 
     def _arguments(self, parameters: tuple[str, ...]) -> dict[str, Any]:
-        arguments = decode_arguments(self.arguments or {})
+        arguments = decode_arguments({} if self.arguments is None else self.arguments)
         for name in parameters:
             if name not in arguments:
                 raise RequestError(f"arguments.{name}", "is missing")
