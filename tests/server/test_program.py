@@ -154,6 +154,7 @@ def test_branches_in_a_loop_are_told_apart(client: httpx.Client):
         ({"arguments": {}}, "arguments.topic"),
         ({"arguments": {"topic": "a", "more": 1}}, "arguments.more"),
         ({"arguments": [1]}, "arguments"),
+        ({"arguments": []}, "arguments"),
         ({"chat_format": "mine"}, "chat_format"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"unheard_of": 1}, "unheard_of"),
