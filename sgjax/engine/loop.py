@@ -83,7 +83,7 @@ class EngineLoop:
         def start() -> None:
             self._outputs.add(handle, streams)
             self._grammar_queue[request.rid] = handle, sequences
-            if grammar is None:
+            if grammar is None:  # then it leaves the queue at once
                 self._begin(handle, None)
 
         def constrain(compiled: Future[Grammar]) -> None:
