@@ -1,9 +1,10 @@
 """The best possible hit rate: the prompts as they were sent, against a cache that is never full.
 
 A page that was computed before, with everything before it, is found; nothing else can be. The order of independent
-requests does not matter for the sum, since whichever comes first computes what they share. Three limits are of the work
+requests does not matter for the sum, since whichever comes first computes what they share. Two limits are of the work
 and not of the cache: a prompt's last token is always computed, since its output is what is asked for; so is the token
-before the first whose log-probability is asked for; and the last generated token has not been through the model.
+before the first whose log-probability is asked for. All generated tokens count as computed. The last one need not have
+been through the model, but it has where the next step was launched before the end was seen.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def best_cached(requests: Iterable[Sent], page_size: int) -> int:
     found = 0
     for request in requests:
         limit = request.reusable // page_size
-        computed = request.prompt_ids + request.output_ids[:-1]
+        computed = request.prompt_ids + request.output_ids
         key, is_hit = 0, True
         for number in range(len(computed) // page_size):
             page = computed[number * page_size : (number + 1) * page_size]

@@ -114,10 +114,10 @@ def test_the_best_hit_rate():
 
 
 def test_generated_tokens_can_be_found():
-    first = Sent(tuple(range(10)), tuple(range(10, 33)), None, 0)
-    assert best_cached([first, Sent(tuple(range(40)), (), None, 0)], 16) == 10 // 16 * 16 + 32
-    last_not_computed = Sent(tuple(range(10)), tuple(range(10, 32)), None, 0)
-    assert best_cached([last_not_computed, Sent(tuple(range(40)), (), None, 0)], 16) == 16
+    later = Sent(tuple(range(40)), (), None, 0)
+    assert best_cached([Sent(tuple(range(10)), tuple(range(10, 32)), None, 0), later], 16) == 32
+    assert best_cached([Sent(tuple(range(10)), tuple(range(10, 31)), None, 0), later], 16) == 16
+    assert best_cached([Sent(tuple(range(10)), (), None, 0), later], 1) == 10
 
 
 def test_the_table_has_a_row_for_each_workload():
