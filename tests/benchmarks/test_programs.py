@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
-from sgjax_server.app import create_app
-from sgjax_server.config import ServerConfig
-from sgjax_server.host import EngineHost
 
 import sgjax
 from benchmarks.programs import WORKLOADS, in_process, over_http
@@ -19,6 +13,7 @@ from benchmarks.programs.best import Sent, best_cached
 
 from ..engine.conftest import tiny_model as tiny_model
 from ..engine.conftest import tiny_settings as tiny_settings
+from ..serving import served
 
 PAGE_SIZE = 16
 TOLERANCE = 0.04
@@ -46,16 +41,9 @@ def uncached(settings: dict) -> Iterator[sgjax.Engine]:
 
 @pytest.fixture(scope="module")
 def url(engine: sgjax.Engine) -> Iterator[str]:
-    app = create_app(EngineHost(engine), ServerConfig())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    engine.check()
-    server.should_exit = True
-    thread.join()
+    with served(engine) as url:
+        yield url
+        engine.check()
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

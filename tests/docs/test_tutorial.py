@@ -9,19 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import uvicorn
-from sgjax_server.app import create_app
-from sgjax_server.config import ServerConfig
-from sgjax_server.host import EngineHost
 
 import sgjax as sgl
+
+from ..serving import served
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 URL = "http://127.0.0.1:30000"
@@ -43,22 +38,6 @@ def parts(page: str) -> list[Part]:
         line = page.count("\n", 0, match.start()) + (1 if kind == "check" else 2)
         found.append(Part(kind, match[2] or match[3], line))
     return found
-
-
-@contextlib.contextmanager
-def served(engine: sgl.Engine) -> Iterator[str]:
-    """A server over the engine, which it closes at its end."""
-    app = create_app(EngineHost(engine), ServerConfig())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def output_of(part: Part, namespace: dict[str, Any]) -> str:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import uvicorn
-from sgjax_server.app import create_app
-from sgjax_server.config import ServerConfig
-from sgjax_server.host import EngineHost
 
 import sgjax
 import sgjax as sgl
 from benchmarks.program_on_server import run_once
 from sgjax.lang.backends.http import EndpointError, JsonClient
 from sgjax.lang.program import SglFunction
+
+from ..serving import served
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
@@ -32,15 +29,8 @@ def shared_engine(tiny_settings: dict) -> Iterator[sgjax.Engine]:
 
 @pytest.fixture(scope="module")
 def url(shared_engine: sgjax.Engine) -> Iterator[str]:
-    app = create_app(EngineHost(shared_engine), ServerConfig())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(shared_engine) as url:
+        yield url
 
 
 class CountingClient(JsonClient):

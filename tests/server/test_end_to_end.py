@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,10 @@ import httpx
 import openai
 import pydantic
 import pytest
-import uvicorn
-from sgjax_server.app import create_app
-from sgjax_server.config import ServerConfig
-from sgjax_server.host import EngineHost
 
 import sgjax
+
+from ..serving import served
 
 PARIS = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
@@ -43,15 +40,8 @@ def engine(embedded_model_path: Path) -> Iterator[sgjax.Engine]:
 
 @pytest.fixture(scope="module")
 def url(engine: sgjax.Engine) -> Iterator[str]:
-    app = create_app(EngineHost(engine), ServerConfig())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(engine) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

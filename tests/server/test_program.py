@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
@@ -25,6 +24,7 @@ from sgjax.lang.program_json import encode_program
 
 from ..engine.conftest import tiny_model as tiny_model
 from ..engine.conftest import tiny_settings as tiny_settings
+from ..serving import served_app
 
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_new_tokens": 4}
 LONG = {"temperature": 0, "ignore_eos": True, "max_new_tokens": 400}
@@ -43,16 +43,8 @@ def app(engine: sgjax.Engine):
 
 @pytest.fixture(scope="module")
 def client(app) -> Iterator[httpx.Client]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    with httpx.Client(base_url=url, timeout=120) as client:
+    with served_app(app) as url, httpx.Client(base_url=url, timeout=120) as client:
         yield client
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(autouse=True)
