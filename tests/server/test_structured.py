@@ -25,7 +25,7 @@ ROUTES = {
 
 FIELDS = [
     ({"response_format": {"type": "text"}}, None),
-    ({"response_format": None, "regex": None, "choices": []}, None),
+    ({"response_format": None, "regex": None, "choices": None}, None),
     ({"response_format": {"type": "json_object"}}, ("json_schema", '{"type": "object"}')),
     ({"response_format": {"type": "json_object", "json_schema": None}}, ("json_schema", '{"type": "object"}')),
     ({"response_format": {"type": "json_schema", "json_schema": NAMED}}, ("json_schema", TEXT)),
