@@ -12,10 +12,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sgjax.errors import EngineError
 from sgjax.types import GenerateOutput, QueueFull, Request, RequestError, SamplingParams
 
 if TYPE_CHECKING:
-    from sgjax.engine import Engine, EngineError
+    from sgjax.engine import Engine
     from sgjax.lang import (
         ProgramError,
         ProgramState,
@@ -60,8 +61,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where the names are that bring more with them than types: the engine alone imports jax, which takes a second.
-_ENGINE = ("Engine", "EngineError")
+# Modules of the names that bring more with them than types: the engine alone imports jax, which takes a second.
 _BACKENDS = {"Anthropic": "anthropic", "LiteLLM": "litellm", "OpenAI": "openai", "RuntimeEndpoint": "endpoint"}
 
 __all__ = [
@@ -128,7 +128,7 @@ def Runtime(model_path: str = "embedded", **config: Any) -> OwnedEngine:
 
 def __getattr__(name: str) -> Any:
     """Imports a name's module when it is first used."""
-    if name in _ENGINE:
+    if name == "Engine":
         module = importlib.import_module("sgjax.engine")
     elif name in _BACKENDS:
         module = importlib.import_module(f"sgjax.lang.backends.{_BACKENDS[name]}")

@@ -1,4 +1,4 @@
-"""What a caller is told when a request is not taken."""
+"""What a caller is told when a request is not taken, or cannot be finished."""
 
 from __future__ import annotations
 
@@ -14,3 +14,7 @@ class RequestError(ValueError):
 
 class QueueFull(RuntimeError):
     """The waiting queue is full. The request is fine and may be sent again later."""
+
+
+class EngineError(RuntimeError):
+    """The engine has failed or was closed; nothing of this request is still running."""

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
+from sgjax_server.local_engine import LocalEngine
 
 import sgjax
 
@@ -33,4 +34,4 @@ def served_app(app: FastAPI) -> Iterator[str]:
 
 def served(engine: sgjax.Engine) -> contextlib.AbstractContextManager[str]:
     """The URL of a server over an engine, which it closes."""
-    return served_app(create_app(EngineHost(engine), ServerConfig()))
+    return served_app(create_app(EngineHost(LocalEngine(engine)), ServerConfig()))

@@ -13,13 +13,13 @@ from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError
 from sgjax_server.errors import ClientGone
 
 if TYPE_CHECKING:
-    from sgjax.engine import Engine
+    from sgjax_server.engine_api import ServedEngine
 
 # Longer texts are tokenised in a thread, so that they do not hold up the streams of others.
 _INLINE_CHARS = 8192
 
 
-async def encode(engine: Engine, texts: Sequence[str]) -> list[list[int]]:
+async def encode(engine: ServedEngine, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text. Raises RequestError for text that is not valid Unicode."""
 
     if sum(len(text) for text in texts) <= _INLINE_CHARS:
@@ -27,7 +27,7 @@ async def encode(engine: Engine, texts: Sequence[str]) -> list[list[int]]:
     return await asyncio.to_thread(engine.tokenizer.encode_batch, texts)
 
 
-async def encode_chat(engine: Engine, messages: Sequence[Mapping[str, Any]], /, **options: Any) -> list[int]:
+async def encode_chat(engine: ServedEngine, messages: Sequence[Mapping[str, Any]], /, **options: Any) -> list[int]:
     """Token ids of a conversation; `options` are those of the chat template."""
     if len(str(messages)) <= _INLINE_CHARS:
         return engine.tokenizer.encode_chat(messages, **options)
@@ -52,7 +52,7 @@ class Call:
       RequestError, QueueFull: from the engine, for any of the requests; then none of them stays in it.
     """
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]):
+    def __init__(self, engine: ServedEngine, requests: Sequence[Request]):
         self.requests = requests
         self._engine = engine
         self._num_running = {request.rid: request.sampling.n for request in requests}

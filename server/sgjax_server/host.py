@@ -12,7 +12,7 @@ from sgjax_server.errors import ApiError
 from sgjax_server.tokens import TokenTexts
 
 if TYPE_CHECKING:
-    from sgjax.engine import Engine
+    from sgjax_server.engine_api import ServedEngine
 
 Progress = Callable[[str, float], None]
 """Called as (what is being done, share of it that is done)."""
@@ -25,13 +25,13 @@ class EngineHost:
       loaded: done when the engine is there or could not be made.
     """
 
-    def __init__(self, engine: Engine | None = None):
-        self.loaded: Future[Engine] = Future()
+    def __init__(self, engine: ServedEngine | None = None):
+        self.loaded: Future[ServedEngine] = Future()
         self._stage = ("starting", 0.0)
         if engine is not None:
             self.loaded.set_result(engine)
 
-    def start(self, load: Callable[[Progress], Engine], on_progress: Progress) -> None:
+    def start(self, load: Callable[[Progress], ServedEngine], on_progress: Progress) -> None:
         """Loads the engine in a thread, with `load(report)`."""
 
         def report(stage: str, fraction: float) -> None:
@@ -47,7 +47,7 @@ class EngineHost:
         threading.Thread(target=run, name="engine-load", daemon=True).start()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ServedEngine:
         """The engine, when it can take requests.
 
         Raises:

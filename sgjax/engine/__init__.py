@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgjax.engine.engine import Engine, EngineStats
-    from sgjax.engine.outputs import EngineError, RequestHandle
+    from sgjax.engine.engine import Engine
+    from sgjax.engine.info import EngineInfo, EngineStats
+    from sgjax.engine.outputs import RequestHandle
 
-__all__ = ["Engine", "EngineError", "EngineStats", "RequestHandle"]
+_MODULES = {"Engine": "engine", "EngineInfo": "info", "EngineStats": "info", "RequestHandle": "outputs"}
+
+__all__ = ["Engine", "EngineInfo", "EngineStats", "RequestHandle"]
 
 
 def __getattr__(name: str) -> Any:
     """Imported when asked for: who wants `engine.steps` alone needs no tokenizer and no checkpoint format."""
-    if name in ("Engine", "EngineStats"):
-        from sgjax.engine import engine
-
-        return getattr(engine, name)
-    if name in ("EngineError", "RequestHandle"):
-        from sgjax.engine import outputs
-
-        return getattr(outputs, name)
-    raise AttributeError(f"module 'sgjax.engine' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'sgjax.engine' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sgjax.engine.{_MODULES[name]}"), name)

@@ -16,6 +16,7 @@ from sgjax.engine.batch import SchedulerLimits
 from sgjax.engine.buckets import Buckets
 from sgjax.engine.compiler import use_persistent_cache
 from sgjax.engine.core import EngineCore
+from sgjax.engine.info import EngineInfo
 from sgjax.engine.lowering import scratch_bytes
 from sgjax.engine.memory import pool_pages
 from sgjax.engine.packing import Packer
@@ -41,6 +42,23 @@ class BuiltEngine:
     core: EngineCore
     grammars: GrammarCompiler
     num_pages: int
+    device: str
+
+    @property
+    def info(self) -> EngineInfo:
+        assert self.config.context_length is not None
+        return EngineInfo(
+            config=self.config,
+            model_name=self.model_name,
+            architecture=self.model.config.architecture,
+            vocab_size=self.model.config.vocab_size,
+            context_length=self.config.context_length,
+            generation_defaults=self.model.generation,
+            tokenizer_source=self.config.tokenizer_path or str(self.model.tokenizer_source),
+            eos_token_ids=self.model.eos_token_ids,
+            num_pages=self.num_pages,
+            device=self.device,
+        )
 
 
 def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
@@ -70,7 +88,9 @@ def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
     grammars = GrammarCompiler(
         tokenizer.to_json(), vocab_size=model.config.vocab_size, eos_token_ids=tokenizer.eos_token_ids
     )
-    return BuiltEngine(config, model, _model_name(config.model_path), tokenizer, core, grammars, num_pages)
+    return BuiltEngine(
+        config, model, _model_name(config.model_path), tokenizer, core, grammars, num_pages, device.device_kind
+    )
 
 
 def resolve_config(config: EngineConfig, model: ModelConfig, platform: str) -> EngineConfig:

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sgjax.cache.manager import CacheStats
 from sgjax.config import EngineConfig
-from sgjax.engine.batch import SchedulerCounters
 from sgjax.engine.build import build_core
+from sgjax.engine.info import EngineStats
 from sgjax.engine.loop import EngineLoop
 from sgjax.engine.outputs import RequestHandle
 from sgjax.engine.runner import Runner
@@ -28,28 +27,6 @@ from sgjax.types import GenerateOutput, Request, RequestError, SamplingParams
 
 Messages = Seq[Mapping[str, Any]]
 Params = SamplingParams | Mapping[str, Any] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineStats:
-    """A moment's state, and totals since the start.
-
-    Attributes:
-      num_steps_compiled: executables ready. all_compiled: nothing is left to compile.
-      num_late_compiles: compilations after that; anything but 0 is a bug.
-      num_grammar_queue: requests whose grammar is being compiled.
-      num_integrity_failures: checks that found pages or slots unaccounted for while idle; likewise.
-    """
-
-    num_running: int
-    num_waiting: int
-    num_grammar_queue: int
-    counters: SchedulerCounters
-    cache: CacheStats
-    num_steps_compiled: int
-    all_compiled: bool
-    num_late_compiles: int
-    num_integrity_failures: int
 
 
 class Engine:
@@ -78,6 +55,7 @@ class Engine:
         **config: Any,
     ):
         built = build_core(EngineConfig(model_path=model_path, **config), on_progress or (lambda label, fraction: None))
+        self.info = built.info
         self.config = built.config
         self.model_config = built.model.config
         self.model_name = built.model_name

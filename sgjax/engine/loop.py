@@ -12,8 +12,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from sgjax.engine.core import EngineCore
-from sgjax.engine.outputs import EngineError, OutputProcessor, RequestHandle
+from sgjax.engine.outputs import OutputProcessor, RequestHandle
 from sgjax.engine.sequence import Sequence
+from sgjax.errors import EngineError
 from sgjax.grammar import Grammar
 from sgjax.text import Tokenizer
 from sgjax.types import FinishReason, QueueFull, Request, RequestError, TokenEvent

@@ -7,12 +7,9 @@ import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
+from sgjax.errors import EngineError
 from sgjax.text import TextStream, Tokenizer
 from sgjax.types import FinishReason, OutputDelta, Request, RequestError, TokenEvent
-
-
-class EngineError(RuntimeError):
-    """The engine has failed or was closed; nothing of this request is still running."""
 
 
 class RequestHandle:

@@ -1,14 +1,14 @@
-"""An engine that says what it is told, with the interface of `sgjax.Engine` that the server uses."""
+"""An engine that says what it is told, with the interface of `ServedEngine`."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import functools
-import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from sgjax.config import EngineConfig
+from sgjax.engine import EngineInfo
 from sgjax.types import (
     FinishReason,
     GrammarSpec,
@@ -99,16 +99,25 @@ class FakeEngine:
       queue_full: every request is refused.
       compiling: grammars are not ready. bad_grammar: this text is refused as one, in its own time.
       end: why answers end, instead of EOS.
-      submitted, aborted: requests and their ids, in order.
+      submitted, aborted: requests and their ids, in order. controls: names and arguments of other calls.
     """
 
     def __init__(self, reply: Callable[[Request], str] | str = "Hello world"):
         self._reply = reply if callable(reply) else lambda request: reply
-        self.config = EngineConfig(context_length=1024)
-        self.model_config = types.SimpleNamespace(context_length=1024, vocab_size=256, architecture="FakeForCausalLM")
-        self.tokenizer = FakeTokenizer()
-        self.model_name = "fake"
         self.generation_defaults: dict = {}
+        self.info = EngineInfo(
+            config=EngineConfig(context_length=1024),
+            model_name="fake",
+            architecture="FakeForCausalLM",
+            vocab_size=256,
+            context_length=1024,
+            generation_defaults=self.generation_defaults,
+            tokenizer_source="",
+            eos_token_ids=(EOS,),
+            num_pages=64,
+            device="fake",
+        )
+        self.tokenizer = FakeTokenizer()
         self.is_alive = True
         self.failure: Exception | None = None
         self.stuck = False
@@ -120,6 +129,7 @@ class FakeEngine:
         self.submitted: list[Request] = []
         self.aborted: list[str] = []
         self.num_flushes = 0
+        self.controls: list[tuple] = []
         self.closed = False
 
     def submit(self, request: Request) -> FakeHandle:
@@ -135,12 +145,30 @@ class FakeEngine:
             if grammar.text == self.bad_grammar:
                 raise RequestError(grammar.kind, "at /properties/a: no such type")
 
-    def stats(self) -> EngineStats:
+    async def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self.submitted), cache=CacheStats(num_pages=64))
 
-    def flush_cache(self) -> int:
+    async def flush_cache(self) -> int:
         self.num_flushes += 1
         return 3
+
+    async def pause(self, mode: str) -> None:
+        self.controls.append(("pause", mode))
+
+    async def resume(self) -> None:
+        self.controls.append(("resume",))
+
+    async def update_weights(self, model_path: str, weight_version: str | None = None) -> str:
+        if model_path == "missing":
+            raise RequestError("model_path", "does not exist")
+        self.controls.append(("update_weights", model_path, weight_version))
+        return weight_version or model_path
+
+    async def start_profile(self, output_dir: str) -> None:
+        self.controls.append(("start_profile", output_dir))
+
+    async def stop_profile(self) -> None:
+        self.controls.append(("stop_profile",))
 
     def abort(self, rid: str) -> bool:
         self.aborted.append(rid)

@@ -41,7 +41,7 @@ async def test_answer(client, engine: FakeEngine):
 
 
 async def test_sampling_fields_reach_the_engine(client, engine: FakeEngine):
-    engine.generation_defaults = {"temperature": 0.6, "top_p": 0.9}
+    engine.generation_defaults.update(temperature=0.6, top_p=0.9)
     body = {
         "messages": HELLO,
         "model": "anything",

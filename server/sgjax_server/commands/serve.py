@@ -48,10 +48,11 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listener: socket.so
     _set_up_logging(config)
     # Engine first: its thread loads and compiles while this one imports the HTTP stack.
     from sgjax_server.host import EngineHost
+    from sgjax_server.local_engine import LocalEngine
 
     progress = ProgressLine()
     host = EngineHost()
-    host.start(functools.partial(load_engine, engine_config), progress)
+    host.start(lambda report: LocalEngine(load_engine(engine_config, report)), progress)
 
     import uvicorn
 
@@ -71,7 +72,9 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listener: socket.so
     def on_loaded(loaded: Future) -> None:
         progress.close()
         if loaded.exception() is None:
-            print(_ready_line(listener, config, loaded.result().model_name, time.monotonic() - started_s), flush=True)
+            print(
+                _ready_line(listener, config, loaded.result().info.model_name, time.monotonic() - started_s), flush=True
+            )
         else:
             server.should_exit = True
 

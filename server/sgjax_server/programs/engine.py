@@ -12,8 +12,8 @@ from sgjax.types import GenerateOutput, QueueFull, Request, SamplingParams
 from sgjax_server.programs.budget import Budget
 
 if TYPE_CHECKING:
-    from sgjax.engine import Engine
-    from sgjax.engine.outputs import RequestHandle
+    from sgjax.engine import RequestHandle
+    from sgjax_server.engine_api import ServedEngine
 
 # A program whose requests find the queue full waits, so that it goes on where a single request would be refused.
 _QUEUE_FULL_S = 0.05
@@ -31,7 +31,7 @@ class ProgramEngine:
       priority, extra_key: of every request.
     """
 
-    def __init__(self, engine: Engine, budget: Budget, *, rid: str, priority: int, extra_key: str):
+    def __init__(self, engine: ServedEngine, budget: Budget, *, rid: str, priority: int, extra_key: str):
         self.tokenizer = engine.tokenizer
         self._engine = engine
         self._budget = budget
@@ -123,8 +123,7 @@ class ProgramEngine:
     def _most_tokens(self, request: Request) -> int:
         most = request.sampling.max_new_tokens
         if most is None:
-            assert self._engine.config.context_length is not None
-            most = max(0, self._engine.config.context_length - len(request.input_ids))
+            most = max(0, self._engine.info.context_length - len(request.input_ids))
         return most * request.sampling.n
 
 

@@ -9,7 +9,7 @@ from sgjax_server.errors import ApiError
 from sgjax_server.programs.run import ProgramCall, ProgramRun
 
 if TYPE_CHECKING:
-    from sgjax.engine import Engine
+    from sgjax_server.engine_api import ServedEngine
 
 
 class ProgramPool:
@@ -25,7 +25,7 @@ class ProgramPool:
         """Programs of which some thread is still at work."""
         return self._num_running
 
-    def start(self, engine: Engine, call: ProgramCall) -> ProgramRun:
+    def start(self, engine: ServedEngine, call: ProgramCall) -> ProgramRun:
         """Starts a program, in the running event loop.
 
         Raises:

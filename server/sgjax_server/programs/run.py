@@ -21,7 +21,7 @@ from sgjax_server.programs.engine import ProgramBackend, ProgramEngine
 from sgjax_server.programs.replay import Branch, ProgramReplay
 
 if TYPE_CHECKING:
-    from sgjax.engine import Engine
+    from sgjax_server.engine_api import ServedEngine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class ProgramRun:
       on_end: called when the program and all of its branches have ended, from any thread.
     """
 
-    def __init__(self, engine: Engine, call: ProgramCall, on_end: Callable[[], None]):
+    def __init__(self, engine: ServedEngine, call: ProgramCall, on_end: Callable[[], None]):
         self._call = call
         self._on_end = on_end
         self._budget = Budget()

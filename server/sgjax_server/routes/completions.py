@@ -56,7 +56,7 @@ async def _prompts(body: CompletionRequest, context: Context) -> list[tuple[str,
 
 
 def _decoded(ids: Sequence[int], context: Context) -> str:
-    if any(not 0 <= token_id < context.engine.model_config.vocab_size for token_id in ids):
+    if any(not 0 <= token_id < context.engine.info.vocab_size for token_id in ids):
         raise RequestError("prompt", "holds a token id outside the vocabulary")
     return context.engine.tokenizer.decode(ids, skip_special_tokens=False)
 

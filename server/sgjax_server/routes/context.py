@@ -14,7 +14,7 @@ from sgjax_server.sampling_defaults import sampling_defaults
 from sgjax_server.tokens import TokenTexts
 
 if TYPE_CHECKING:
-    from sgjax.engine import Engine
+    from sgjax_server.engine_api import ServedEngine
 
 
 class Context:
@@ -27,9 +27,9 @@ class Context:
     def __init__(self, request: Request):
         state = request.app.state
         self._host: EngineHost = state.host
-        self.engine: Engine = self._host.engine
+        self.engine: ServedEngine = self._host.engine
         self.server_config: ServerConfig = state.config
-        self.model_name: str = self.server_config.served_model_name or self.engine.model_name
+        self.model_name: str = self.server_config.served_model_name or self.engine.info.model_name
         self.started_s: int = state.started_s
         self.receive = request.receive
 
@@ -39,7 +39,7 @@ class Context:
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
-        return sampling_defaults(self.engine.generation_defaults)
+        return sampling_defaults(self.engine.info.generation_defaults)
 
     @property
     def token_texts(self) -> TokenTexts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import Any
 
@@ -19,22 +18,22 @@ router = APIRouter(tags=["info"])
 @router.get("/get_model_info", include_in_schema=False)
 async def model_info(context: ContextDep) -> dict[str, Any]:
     """The model, with what a client needs to write prompts for it."""
-    engine = context.engine
-    special = engine.tokenizer.special_tokens
+    info, tokenizer = context.engine.info, context.engine.tokenizer
+    special = tokenizer.special_tokens
     return {
-        "model_path": engine.config.model_path,
-        "tokenizer_path": engine.config.tokenizer_path or engine.config.model_path,
+        "model_path": info.config.model_path,
+        "tokenizer_path": info.config.tokenizer_path or info.config.model_path,
         "served_model_name": context.model_name,
         "is_generation": True,
         "weight_version": "default",
-        "architectures": [engine.model_config.architecture],
-        "vocab_size": engine.model_config.vocab_size,
-        "context_length": engine.config.context_length,
-        "page_size": engine.config.page_size,
-        "chat_template": engine.tokenizer.chat_template,
+        "architectures": [info.architecture],
+        "vocab_size": info.vocab_size,
+        "context_length": info.context_length,
+        "page_size": info.config.page_size,
+        "chat_template": tokenizer.chat_template,
         "bos_token": special.get("bos_token"),
         "eos_token": special.get("eos_token"),
-        "eos_token_ids": engine.tokenizer.eos_token_ids,
+        "eos_token_ids": tokenizer.eos_token_ids,
         "programs": PROGRAM_VERSION,
         "sampling_defaults": context.sampling_defaults,
     }
@@ -44,13 +43,13 @@ async def model_info(context: ContextDep) -> dict[str, Any]:
 @router.get("/get_server_info", include_in_schema=False)
 async def server_info(context: ContextDep) -> Response:
     """Every setting, the version, and the engine's state and totals in `internal_states` (one entry)."""
-    stats = await asyncio.to_thread(context.engine.stats)
+    stats = await context.engine.stats()
     return json_response(
         {
-            **dataclasses.asdict(context.engine.config),
+            **dataclasses.asdict(context.engine.info.config),
             **dataclasses.asdict(context.server_config),
             "served_model_name": context.model_name,
-            "max_total_num_tokens": stats.cache.num_pages * context.engine.config.page_size,
+            "max_total_num_tokens": stats.cache.num_pages * context.engine.info.config.page_size,
             "internal_states": [dataclasses.asdict(stats)],
             "version": __version__,
         }
@@ -61,5 +60,5 @@ async def server_info(context: ContextDep) -> Response:
 @router.post("/flush_cache")
 async def flush_cache(context: ContextDep) -> dict[str, Any]:
     """Forgets every cached prefix that no running request uses."""
-    freed = await asyncio.to_thread(context.engine.flush_cache)
+    freed = await context.engine.flush_cache()
     return {"success": True, "freed_pages": freed}

@@ -30,7 +30,7 @@ def _card(context: Context) -> dict[str, Any]:
         "object": "model",
         "created": context.started_s,
         "owned_by": "sgjax",
-        "root": context.engine.config.model_path,
+        "root": context.engine.info.config.model_path,
         "parent": None,
-        "max_model_len": context.engine.config.context_length,
+        "max_model_len": context.engine.info.context_length,
     }

@@ -1,0 +1,57 @@
+"""What an engine tells about itself: fixed facts, and a moment's state. Plain values, free of jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sgjax.cache.manager import CacheStats
+from sgjax.config import EngineConfig
+from sgjax.engine.batch import SchedulerCounters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """Facts that hold as long as the engine lives.
+
+    Attributes:
+      config: with every "auto" filled in.
+      generation_defaults: the content of the checkpoint's `generation_config.json`.
+      tokenizer_source: the folder, or the GGUF file, that holds the tokenizer.
+      eos_token_ids: ids that end an answer, beside those that the tokenizer's own files name.
+      num_pages: size of the KV pool.
+      device: kind and number of the devices, such as "cpu" or "NVIDIA H100".
+    """
+
+    config: EngineConfig
+    model_name: str
+    architecture: str
+    vocab_size: int
+    context_length: int
+    generation_defaults: dict[str, Any]
+    tokenizer_source: str
+    eos_token_ids: tuple[int, ...]
+    num_pages: int
+    device: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineStats:
+    """A moment's state, and totals since the start.
+
+    Attributes:
+      num_steps_compiled: executables ready. all_compiled: nothing is left to compile.
+      num_late_compiles: compilations after that; anything but 0 is a bug.
+      num_grammar_queue: requests whose grammar is being compiled.
+      num_integrity_failures: checks that found pages or slots unaccounted for while idle; likewise.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_grammar_queue: int
+    counters: SchedulerCounters
+    cache: CacheStats
+    num_steps_compiled: int
+    all_compiled: bool
+    num_late_compiles: int
+    num_integrity_failures: int
