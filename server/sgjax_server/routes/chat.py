@@ -9,9 +9,9 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from sgjax.types import OutputDelta, Request
 from sgjax_server import sse
-from sgjax_server.calls import Call, encode_chat, fields_named, finished, started
+from sgjax_server.calls import fields_named
+from sgjax_server.chat.turn import ChatAnswer, ChatCall, ChatEvent, ChatTurn, Ended, TextDelta, start_turn
 from sgjax_server.openai_format import Usage, chat_logprobs, finish_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.common import namespace
@@ -24,32 +24,27 @@ router = APIRouter(tags=["openai"])
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> Response:
     with fields_named(body.param_names):
-        input_ids = await encode_chat(context.engine, body.messages, **body.template_options())
-        request = _request(body, input_ids, context)
-        call = Call(context.engine, [request])
-        await started(call, context.receive)
-    head = {"id": request.rid, "created": int(time.time()), "model": context.model_name}
+        turn = _turn(body, context)
+        call = await start_turn(turn, context)
+    head = {"id": turn.rid, "created": int(time.time()), "model": context.model_name}
     if body.stream:
         events = _events(call, head, context, include_usage=body.include_usage)
         return sse.EventStream(events, call.close)
-    (samples,) = await finished(call, context.receive)
-    choices = [
-        {
-            "index": sample.index,
-            "message": {"role": "assistant", "content": sample.text, "refusal": None},
-            "logprobs": chat_logprobs(sample.output_logprobs, context.token_texts),
-            **finish_fields(sample.finish),
-        }
-        for sample in samples
-    ]
-    return json_response({**head, "object": "chat.completion", "choices": choices, "usage": Usage.of([samples])})
+    answers = await call.answers(context.receive)
+    usage = Usage()
+    for answer in answers:
+        if answer.receipt is not None:
+            usage.add(answer.index, answer.receipt)
+    choices = [_choice(answer, context.token_texts) for answer in answers]
+    return json_response({**head, "object": "chat.completion", "choices": choices, "usage": usage.as_dict()})
 
 
-def _request(body: ChatCompletionRequest, input_ids: list[int], context: Context) -> Request:
-    return Request(
+def _turn(body: ChatCompletionRequest, context: Context) -> ChatTurn:
+    return ChatTurn(
         rid=body.rid or f"chatcmpl-{uuid.uuid4().hex}",
-        input_ids=tuple(input_ids),
+        messages=body.messages,
         sampling=body.sampling(context.sampling_defaults, body.max_new_tokens),
+        template_options=body.template_options(),
         return_logprob=bool(body.logprobs),
         top_logprobs_num=body.top_logprobs or 0,
         priority=body.priority or 0,
@@ -57,25 +52,37 @@ def _request(body: ChatCompletionRequest, input_ids: list[int], context: Context
     )
 
 
-async def _events(call: Call, head: dict[str, Any], context: Context, *, include_usage: bool) -> AsyncIterator[bytes]:
+def _choice(answer: ChatAnswer, texts: TokenTexts) -> dict[str, Any]:
+    return {
+        "index": answer.index,
+        "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        "logprobs": chat_logprobs(answer.logprobs, texts),
+        **finish_fields(answer.finish),
+    }
+
+
+async def _events(
+    call: ChatCall, head: dict[str, Any], context: Context, *, include_usage: bool
+) -> AsyncIterator[bytes]:
     head = {**head, "object": "chat.completion.chunk"}
     usage = Usage()
-    started: set[int] = set()
-    async for _, delta in call.deltas(context.stream_interval):
-        choice = _chunk_choice(delta, is_first=delta.index not in started, texts=context.token_texts)
-        started.add(delta.index)
-        if delta.receipt is not None:
-            usage.add(delta.index, delta.receipt)
+    begun: set[int] = set()
+    async for event in call.events(context.stream_interval):
+        choice = _chunk_choice(event, is_first=event.index not in begun, texts=context.token_texts)
+        begun.add(event.index)
+        if isinstance(event, Ended) and event.receipt is not None:
+            usage.add(event.index, event.receipt)
         yield sse.event({**head, "choices": [choice]})
     if include_usage:
         yield sse.event({**head, "choices": [], "usage": usage.as_dict()})
 
 
-def _chunk_choice(delta: OutputDelta, *, is_first: bool, texts: TokenTexts) -> dict[str, Any]:
-    content = {"role": "assistant", "content": delta.text} if is_first else {"content": delta.text}
-    return {
-        "index": delta.index,
-        "delta": content,
-        "logprobs": chat_logprobs(delta.logprobs, texts),
-        **finish_fields(delta.finish),
-    }
+def _chunk_choice(event: ChatEvent, *, is_first: bool, texts: TokenTexts) -> dict[str, Any]:
+    delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
+    logprobs = finish = None
+    match event:
+        case TextDelta():
+            delta["content"], logprobs = event.text, event.logprobs
+        case Ended():
+            finish, logprobs = event.finish, event.logprobs
+    return {"index": event.index, "delta": delta, "logprobs": chat_logprobs(logprobs, texts), **finish_fields(finish)}
