@@ -12,8 +12,9 @@ from sgjax import __version__
 from sgjax_server.config import ServerConfig
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
+from sgjax_server.middleware.stack import middleware_stack
 from sgjax_server.programs.pool import ProgramPool
-from sgjax_server.routes import chat, completions, generate, health, info, models, program
+from sgjax_server.routes import chat, completions, control, generate, health, info, models, program
 
 
 def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
@@ -27,12 +28,12 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
         yield
         host.close()
 
-    app = FastAPI(title="sgjax", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="sgjax", version=__version__, lifespan=lifespan, middleware=middleware_stack(config))
     app.state.host = host
     app.state.config = config
     app.state.programs = ProgramPool(config.max_running_programs)
     app.state.started_s = int(time.time())
     add_error_handlers(app)
-    for module in (health, info, models, generate, chat, completions, program):
+    for module in (health, info, models, generate, chat, completions, program, control):
         app.include_router(module.router)
     return app

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import os
+import ssl
+from typing import Any, Literal
 
 from sgjax.config import ConfigError, setting
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+def _secret(variable: str, help: str) -> Any:
+    """A setting that is shown nowhere, and may come from the environment, which `ps` does not show either."""
+    return dataclasses.field(
+        default_factory=lambda: os.environ.get(variable),
+        repr=False,
+        metadata={"help": f"{help}; default: {variable} of the environment", "secret": True},
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Where and how the engine is served. Field names are SGLang's where it has the setting."""
 
-    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 is every interface, without any authentication")
+    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 is every interface")
     port: int = setting(30000, "Port to listen on; 0 takes a free one")
     served_model_name: str | None = setting(None, "Model name that clients see; default: from the checkpoint")
     stream_interval: int = setting(1, "Tokens between two chunks of a stream")
+    api_key: str | None = _secret("SGJAX_API_KEY", "Key that every request but those of probes must bring")
+    admin_api_key: str | None = _secret("SGJAX_ADMIN_API_KEY", "Key that routes which control the server need instead")
+    cors_allow_origins: tuple[str, ...] = setting((), "Origin whose web pages may call the server, or *; repeatable")
+    ssl_certfile: str | None = setting(None, "Certificate chain in PEM; serves HTTPS")
+    ssl_keyfile: str | None = setting(None, "The certificate's private key in PEM; default: in the same file")
+    ssl_keyfile_password: str | None = _secret("SGJAX_SSL_KEYFILE_PASSWORD", "Password of the private key")
     max_running_programs: int = setting(128, "Programs at work at once before /run_program refuses more")
     log_level: LogLevel = setting("info", "Least severe log lines shown; debug includes one line per HTTP request")
 
@@ -27,3 +44,27 @@ class ServerConfig:
         for name in ("stream_interval", "max_running_programs"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"must be at least 1, not {getattr(self, name)}")
+        for name in ("api_key", "admin_api_key"):
+            if (key := getattr(self, name)) is not None and not (key.isascii() and key.isprintable() and key.strip()):
+                raise ConfigError(name, "must be printable ASCII, and not empty")
+        self._check_certificate()
+
+    def _check_certificate(self) -> None:
+        if self.ssl_certfile is None:
+            if self.ssl_keyfile is not None:
+                raise ConfigError("ssl_keyfile", "needs --ssl-certfile")
+            return
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            # Without a password this would ask for one on the terminal.
+            context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password or "")
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError("ssl_certfile", f"certificate and key cannot be used: {error}") from None
+
+    def public(self) -> dict[str, Any]:
+        """Every setting that is no secret."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.metadata.get("secret", False)
+        }

@@ -1,8 +1,9 @@
-"""Errors as every route reports them: OpenAI's shape, with the offending field in `param`."""
+"""Errors as clients parse them: every API has its shape, chosen by the path. Each names the field at fault."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +16,16 @@ from sgjax.types import QueueFull, RequestError
 
 log = logging.getLogger(__name__)
 
-_TYPES = {404: "not_found_error", 429: "rate_limit_error"}
+_OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ApiError(Exception):
@@ -23,20 +33,25 @@ class ApiError(Exception):
 
     Attributes:
       param: the request's field that is at fault. code: a machine-readable reason, such as "model_not_found".
+      details: what else OpenAI's shape shall hold.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ):
         super().__init__(message)
         self.status = status
         # What a client sent may be quoted here, and JSON can hold what is no Unicode text.
         self.message = message.encode(errors="replace").decode()
         self.param = None if param is None else param.encode(errors="replace").decode()
         self.code = code
-
-    def body(self) -> dict[str, Any]:
-        default = "invalid_request_error" if self.status < 500 else "server_error"
-        kind = _TYPES.get(self.status, default)
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        self.details = dict(details or {})
 
 
 class ClientGone(Exception):
@@ -62,15 +77,50 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"{type(error).__name__}: see the server's log")
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Makes every error of the application, a route that does not exist included, come in the one shape."""
+def openai_error(error: ApiError) -> dict[str, Any]:
+    """An error in OpenAI's shape, which SGLang's own routes have too."""
+    kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {
+        "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code, **error.details}
+    }
 
-    async def respond(_: Request, error: Exception) -> Response:
+
+def anthropic_error(error: ApiError) -> dict[str, Any]:
+    """An error in Anthropic's shape."""
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def ollama_error(error: ApiError) -> dict[str, Any]:
+    """An error in Ollama's shape."""
+    return {"error": error.message}
+
+
+# By the start of the path; OpenAI's for all others.
+_SHAPES: dict[str, Callable[[ApiError], dict[str, Any]]] = {"/v1/messages": anthropic_error, "/api/": ollama_error}
+
+
+def error_response(path: str, error: ApiError) -> Response:
+    """The answer to a request that failed, in the shape of the API that has this path."""
+    shape = next((shape for start, shape in _SHAPES.items() if path.startswith(start)), openai_error)
+    headers = {}
+    match error.status:
+        case 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        case 429 | 503:
+            headers["Retry-After"] = "1"
+        case 408 | 413:
+            headers["Connection"] = "close"  # what is left of the body is not read
+    return Response(to_json(shape(error)), error.status, headers, "application/json")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes every error of the application, a route that does not exist included, come in its API's shape."""
+
+    async def respond(request: Request, error: Exception) -> Response:
         if isinstance(error, ClientGone):
             return Response(status_code=499)
-        api_error = as_api_error(error)
-        headers = {"Retry-After": "1"} if api_error.status in (429, 503) else None
-        return Response(to_json(api_error.body()), api_error.status, headers, "application/json")
+        return error_response(request.url.path, as_api_error(error))
 
     for kind in (ApiError, RequestError, QueueFull, RequestValidationError, HTTPException, ClientGone, Exception):
         app.add_exception_handler(kind, respond)

@@ -88,8 +88,6 @@ _SGLANG_FLAGS = (
     _SglangFlag(("--node-rank",), ("0",)),
     _SglangFlag(("--dist-init-addr",)),
     _SglangFlag(("--device",), instead="jax's JAX_PLATFORMS chooses the device"),
-    _SglangFlag(("--api-key",), instead="keep the server on 127.0.0.1 or behind a proxy that authenticates"),
-    _SglangFlag(("--admin-api-key",)),
     _SglangFlag(("--quantization",)),
     _SglangFlag(("--max-prefill-tokens",), instead="--chunked-prefill-size bounds the tokens of a prefill step"),
     _SglangFlag(("--schedule-conservativeness",), ("1", "1.0")),

@@ -1,9 +1,10 @@
-"""Server-sent events: a response that notices at once when its client goes."""
+"""Streams of events: a response that notices at once when its client goes, in the form of each API."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_json
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sgjax_server.calls import until_disconnected
-from sgjax_server.errors import as_api_error
+from sgjax_server.errors import ApiError, anthropic_error, as_api_error, ollama_error, openai_error
 
 DONE = b"data: [DONE]\n\n"
 
@@ -21,21 +22,50 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: " + to_json(data, inf_nan_mode="null") + b"\n\n"
 
 
+def named_event(name: str, data: dict[str, Any]) -> bytes:
+    """One event that has a name, as Anthropic's do."""
+    return f"event: {name}\n".encode() + event(data)
+
+
+def line(data: dict[str, Any]) -> bytes:
+    """One JSON object on a line of its own, as Ollama streams them."""
+    return to_json(data, inf_nan_mode="null") + b"\n"
+
+
+@dataclass(frozen=True)
+class StreamForm:
+    """What the streams of an API look like, beside their events.
+
+    Attributes:
+      error: encodes an error that comes in mid-stream. end: what follows the last event.
+    """
+
+    media_type: str
+    error: Callable[[ApiError], bytes]
+    end: bytes = b""
+
+
+OPENAI = StreamForm("text/event-stream", lambda error: event(openai_error(error)), DONE)
+ANTHROPIC = StreamForm("text/event-stream", lambda error: named_event("error", anthropic_error(error)))
+OLLAMA = StreamForm("application/x-ndjson", lambda error: line(ollama_error(error)))
+
+
 class EventStream(Response):
-    """Sends events as they come, then `[DONE]`. An error on the way is sent as an event, since the status is out.
+    """Sends events as they come, then the form's end. An error on the way is an event, since the status is out.
 
     Args:
       events: encoded events.
       close: called exactly once, whether the stream ended, failed or lost its client.
+      form: of the API whose route this is.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]):
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], form: StreamForm = OPENAI):
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers=headers, media_type=form.media_type)
         del self.headers["content-length"]
         self._events = events
         self._close = close
+        self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Sending alone would not do: a request that waits in the queue has nothing to send for long.
@@ -57,5 +87,5 @@ class EventStream(Response):
         except OSError:
             return  # the client is gone
         except Exception as error:
-            await send({"type": "http.response.body", "body": event(as_api_error(error).body()), "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            await send({"type": "http.response.body", "body": self._form.error(as_api_error(error)), "more_body": True})
+        await send({"type": "http.response.body", "body": self._form.end, "more_body": False})

@@ -27,8 +27,10 @@ async def test_model_info(client, path: str):
 @pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
 async def test_server_info(client, path: str):
     info = (await client.get(path)).json()
-    for config in (EngineConfig, ServerConfig):
-        assert {field.name for field in dataclasses.fields(config)} <= info.keys()
+    secrets = {"api_key", "admin_api_key", "ssl_keyfile_password"}
+    named = {field.name for config in (EngineConfig, ServerConfig) for field in dataclasses.fields(config)}
+    assert named - secrets <= info.keys()
+    assert not secrets & info.keys()
     assert info["version"] == sgjax.__version__
     assert info["max_total_num_tokens"] == 64 * 16
     assert info["internal_states"] == [{"num_running": 0, "cache": {"num_pages": 64}}]

@@ -19,9 +19,6 @@ from sgjax_server.config import ServerConfig
 from sgjax_server.flags import add_flags, from_flags
 from sgjax_server.progress import ProgressLine
 
-# A stream that is still going when the server is told to stop gets this long.
-_SHUTDOWN_S = 5
-
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
@@ -57,17 +54,9 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listener: socket.so
     import uvicorn
 
     from sgjax_server.app import create_app
+    from sgjax_server.web import uvicorn_options
 
-    debug = config.log_level == "debug"
-    options = uvicorn.Config(
-        create_app(host, config),
-        log_config=None,
-        access_log=debug,
-        ws="none",
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-        server_header=False,
-    )
-    server = uvicorn.Server(options)
+    server = uvicorn.Server(uvicorn_options(config, create_app(host, config)))
 
     def on_loaded(loaded: Future) -> None:
         progress.close()
@@ -118,7 +107,7 @@ def _listen(config: ServerConfig) -> socket.socket:
 def _ready_line(listener: socket.socket, config: ServerConfig, model_name: str, seconds: float) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    url = f"http://{host}:{port}"
+    url = f"{'https' if config.ssl_certfile else 'http'}://{host}:{port}"
     # Greedy: at temperature 1 a model as small as the embedded one answers with noise as often as not.
     body = json.dumps({"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
     name = config.served_model_name or model_name

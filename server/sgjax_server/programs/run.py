@@ -49,13 +49,8 @@ class ProgramFailed(ApiError):
 
     def __init__(self, status: int, message: str, *, at: str, variable: str | None, state: int):
         what = f"variable {variable!r}: " if variable is not None else ""
-        super().__init__(status, f"{at}: {what}{message}", param=at, code="program_failed")
-        self.variable = variable
-        self.state = state
-
-    def body(self) -> dict[str, Any]:
-        body = super().body()
-        return {"error": {**body["error"], "variable": self.variable, "state": self.state}}
+        details = {"variable": variable, "state": state}
+        super().__init__(status, f"{at}: {what}{message}", param=at, code="program_failed", details=details)
 
 
 class ProgramRun:

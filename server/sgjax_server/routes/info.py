@@ -1,4 +1,4 @@
-"""SGLang's routes about the server itself: what it serves and how it does, and emptying the cache."""
+"""SGLang's routes about the server itself: what it serves and how it does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 
 from sgjax import __version__
 from sgjax.lang.program_json import VERSION as PROGRAM_VERSION
+from sgjax_server.middleware.access import ADMIN
 from sgjax_server.routes.context import ContextDep, json_response
 
 router = APIRouter(tags=["info"])
@@ -39,26 +40,18 @@ async def model_info(context: ContextDep) -> dict[str, Any]:
     }
 
 
-@router.get("/server_info")
-@router.get("/get_server_info", include_in_schema=False)
+@router.get("/server_info", dependencies=[ADMIN])
+@router.get("/get_server_info", include_in_schema=False, dependencies=[ADMIN])
 async def server_info(context: ContextDep) -> Response:
-    """Every setting, the version, and the engine's state and totals in `internal_states` (one entry)."""
+    """Every setting but the keys, the version, and the engine's state and totals in `internal_states` (one entry)."""
     stats = await context.engine.stats()
     return json_response(
         {
             **dataclasses.asdict(context.engine.info.config),
-            **dataclasses.asdict(context.server_config),
+            **context.server_config.public(),
             "served_model_name": context.model_name,
             "max_total_num_tokens": stats.cache.num_pages * context.engine.info.config.page_size,
             "internal_states": [dataclasses.asdict(stats)],
             "version": __version__,
         }
     )
-
-
-@router.get("/flush_cache", include_in_schema=False)
-@router.post("/flush_cache")
-async def flush_cache(context: ContextDep) -> dict[str, Any]:
-    """Forgets every cached prefix that no running request uses."""
-    freed = await context.engine.flush_cache()
-    return {"success": True, "freed_pages": freed}

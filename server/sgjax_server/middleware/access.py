@@ -1,0 +1,72 @@
+"""Who may call what: the API key opens every route, the admin key those that control the server.
+
+A route module whose routes control the server (they change what others get, or reveal its settings) makes its router
+with `control_router()`; a single such route in another module takes `dependencies=[ADMIN]`. Nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sgjax_server.config import ServerConfig
+from sgjax_server.errors import ApiError, error_response
+
+OPEN_PATHS = frozenset({"/", "/health", "/health_generate", "/ping", "/ready"})
+"""What probes and the page for people ask; these need no key."""
+
+
+async def _require_admin_key(request: Request) -> None:
+    config: ServerConfig = request.app.state.config
+    if config.admin_api_key is not None and not _presents(request.scope, (config.admin_api_key,)):
+        raise ApiError(401, "this route controls the server: it needs the admin key", code="invalid_api_key")
+
+
+ADMIN = Depends(_require_admin_key)
+"""For one route: it needs the admin key where there is one, else what every route needs."""
+
+
+def control_router(**options: Any) -> APIRouter:
+    """A router whose routes all have `ADMIN`, and the tag "control"."""
+    return APIRouter(tags=["control"], dependencies=[ADMIN], **options)
+
+
+class RequireApiKey:
+    """ASGI middleware that answers 401 to whoever presents no key, before anything of the body is read.
+
+    The admin key opens what the API key does.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig):
+        self._app = app
+        self._keys = tuple(key for key in (config.api_key, config.admin_api_key) if key is not None)
+        self._is_needed = config.api_key is not None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_open = not self._is_needed or scope["type"] != "http" or scope["path"] in OPEN_PATHS
+        if is_open or _presents(scope, self._keys):
+            await self._app(scope, receive, send)
+        else:
+            error = ApiError(401, "give a valid key: 'Authorization: Bearer KEY'", code="invalid_api_key")
+            await error_response(scope["path"], error)(scope, receive, send)
+
+
+def _presents(scope: Scope, keys: tuple[str, ...]) -> bool:
+    """Whether a request brings one of the keys, as a bearer token or as Anthropic's clients do.
+
+    How long it takes says nothing about the keys.
+    """
+    found = False
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            given = value[7:].strip()
+        elif name == b"x-api-key":
+            given = value
+        else:
+            continue
+        for key in keys:
+            found |= hmac.compare_digest(given, key.encode())
+    return found

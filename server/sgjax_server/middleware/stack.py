@@ -1,0 +1,30 @@
+"""The ASGI middleware of the application, in order.
+
+Plain ASGI throughout: what only reads the request passes `send` on as it is, and costs a streamed token nothing.
+"""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from sgjax_server.config import ServerConfig
+from sgjax_server.middleware.access import RequireApiKey
+
+
+def middleware_stack(config: ServerConfig) -> list[Middleware]:
+    """Outermost first."""
+    stack = []
+    if config.cors_allow_origins:
+        # Outside the keys: a browser asks beforehand without one, and shows errors only with these headers.
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.cors_allow_origins,
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=["Retry-After"],
+            )
+        )
+    stack.append(Middleware(RequireApiKey, config=config))
+    return stack
