@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from sgjax.engine import EngineInfo, EngineStats, RequestHandle
+    from sgjax.engine import EngineInfo, EngineStats, LiveSnapshot, RequestHandle
     from sgjax.text import Tokenizer
     from sgjax.types import Request
 
@@ -53,6 +53,10 @@ class ServedEngine(Protocol):
 
     async def stats(self) -> EngineStats:
         """A consistent picture, taken between two steps."""
+        ...
+
+    async def live(self, max_nodes: int) -> LiveSnapshot:
+        """What people look at, with at most `max_nodes` nodes of the prefix tree."""
         ...
 
     async def flush_cache(self) -> int:

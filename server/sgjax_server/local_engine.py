@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sgjax.engine import Engine, EngineStats, RequestHandle
+    from sgjax.engine import Engine, EngineStats, LiveSnapshot, RequestHandle
     from sgjax.types import Request
     from sgjax_server.engine_api import PauseMode
 
@@ -38,6 +38,9 @@ class LocalEngine:
 
     async def stats(self) -> EngineStats:
         return await asyncio.to_thread(self._engine.stats)
+
+    async def live(self, max_nodes: int) -> LiveSnapshot:
+        return await asyncio.to_thread(self._engine.live, max_nodes)
 
     async def flush_cache(self) -> int:
         return await asyncio.to_thread(self._engine.flush_cache)

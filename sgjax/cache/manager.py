@@ -24,12 +24,14 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import secrets
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from sgjax.cache.pages import PageAllocator
 from sgjax.cache.radix import Node, RadixTree
+from sgjax.cache.snapshot import TreeSnapshot, take_snapshot
 
 TOKEN_BYTES = 4
 
@@ -91,6 +93,7 @@ class CacheManager:
         self._tree = RadixTree(page_size * TOKEN_BYTES)
         self._num_locks = 0
         self._num_evicted_pages = 0
+        self._namespace_key = secrets.token_bytes(16)
 
     @property
     def num_free(self) -> int:
@@ -207,6 +210,14 @@ class CacheManager:
             num_nodes=self._tree.num_nodes,
             num_evicted_pages=self._num_evicted_pages,
         )
+
+    def snapshot(self, held: Iterable[Prefix], max_nodes: int) -> TreeSnapshot:
+        """The tree for people to look at, of any size at the cost of `max_nodes`.
+
+        Args:
+          held: every locked prefix, the most important one first.
+        """
+        return take_snapshot(self._tree, [prefix.node for prefix in held], max_nodes, self._namespace_key)
 
     def check(self, private_pages: Iterable[int] = ()) -> None:
         """Asserts that every page is in one place: free, cached, or in `private_pages`; and that locks add up.

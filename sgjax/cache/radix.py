@@ -11,12 +11,20 @@ node's ancestors are always locked.
 Eviction order. Whoever uses a node locks it, so a node's last use is the moment its last lock went. The unlocked nodes
 are kept in that order, and as `unlock` climbs from child to parent, every node stands behind all of its descendants.
 Hence the first one is always a leaf, and the least recently used: eviction needs no clock, no heap and no search.
+
+What people look at. A node has a number that no other ever has, counts the locks that were taken on it or below, and
+knows when it was last in use; the latest evictions are remembered. Nothing is decided by these.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import itertools
+import time
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from typing import NamedTuple
+
+NUM_EVICTIONS_KEPT = 64
 
 
 class Node:
@@ -27,11 +35,15 @@ class Node:
       slot: the name under which the parent knows this node: the first page of `key`, behind the namespace at the root.
       depth: pages from the root to the end of the edge.
       num_locks: holders that end here, plus children with `num_locks` > 0.
+      number: unique for ever; the lower half of a divided edge keeps it.
+      num_hits: calls of `RadixTree.lock` for this node or one below.
+      used_s: monotonic time when the last lock went; without meaning while there are locks.
     """
 
-    __slots__ = ("children", "depth", "key", "num_locks", "pages", "parent", "slot")
+    __slots__ = ("children", "depth", "key", "num_hits", "num_locks", "number", "pages", "parent", "slot", "used_s")
 
-    def __init__(self, key: bytes, pages: list[int], parent: Node | None, slot: bytes, depth: int):
+    def __init__(self, number: int, key: bytes, pages: list[int], parent: Node | None, slot: bytes, depth: int):
+        self.number = number
         self.key = key
         self.pages = pages
         self.parent = parent
@@ -39,11 +51,28 @@ class Node:
         self.depth = depth
         self.children: dict[bytes, Node] = {}
         self.num_locks = 0
+        self.num_hits = 0
+        self.used_s = 0.0
 
     @property
     def start(self) -> int:
         """Pages from the root to the beginning of the edge."""
         return self.depth - len(self.pages)
+
+
+class Eviction(NamedTuple):
+    """The end of a node's edge, `num_pages` of it, was dropped; with `is_whole` nothing is left of the node.
+
+    `order` counts evictions, `key` is the node's edge before, `at_s` monotonic time.
+    """
+
+    order: int
+    number: int
+    parent: int
+    num_pages: int
+    is_whole: bool
+    key: bytes
+    at_s: float
 
 
 class RadixTree:
@@ -54,8 +83,11 @@ class RadixTree:
         self.num_pages = 0
         self.num_evictable = 0
         self.num_nodes = 0
-        self.root = Node(b"", [], None, b"", 0)
+        self._numbers = itertools.count()
+        self.root = Node(next(self._numbers), b"", [], None, b"", 0)
         self.root.num_locks = 1  # never evicted, and where every climb stops
+        self.evictions: deque[Eviction] = deque(maxlen=NUM_EVICTIONS_KEPT)
+        self._num_evictions = 0
         self._unlocked: OrderedDict[Node, None] = OrderedDict()
 
     def match(self, key: bytes, namespace: bytes = b"") -> tuple[Node, list[int]]:
@@ -96,14 +128,20 @@ class RadixTree:
         if depth < node.depth:
             node = self._split(node, depth - node.start)
         self._lock(node)
+        used: Node | None = node
+        while used is not None:
+            used.num_hits += 1
+            used = used.parent
         return node
 
     def unlock(self, node: Node) -> None:
         """Gives back one lock on exactly this node."""
+        now_s = time.monotonic()
         while True:
             node.num_locks -= 1
             if node.num_locks or node.parent is None:
                 return
+            node.used_s = now_s
             self._unlocked[node] = None
             self.num_evictable += len(node.pages)
             node = node.parent
@@ -148,12 +186,15 @@ class RadixTree:
           The pages, now the caller's; fewer than asked when everything else is locked.
         """
         freed: list[int] = []
+        now_s = time.monotonic()
         while len(freed) < num_pages and self._unlocked:
             node = next(iter(self._unlocked))
             # A leaf is cut to what is needed, but by an eighth at least: the key is copied at each cut, and page by
             # page a long edge would take quadratic time.
             num_cut = max(num_pages - len(freed), len(node.pages) // 8)
-            if num_cut >= len(node.pages):
+            is_whole = num_cut >= len(node.pages)
+            self._note_eviction(node, min(num_cut, len(node.pages)), is_whole, now_s)
+            if is_whole:
                 freed += node.pages
                 self._remove(node)
                 continue
@@ -165,6 +206,10 @@ class RadixTree:
         self.num_pages -= len(freed)
         self.num_evictable -= len(freed)
         return freed
+
+    def recently_used(self) -> Iterator[Node]:
+        """The nodes that nobody locks, the last used one first. Cheap however many there are."""
+        return reversed(self._unlocked)
 
     def nodes(self) -> Iterator[Node]:
         """Every node but the root, parents first."""
@@ -220,7 +265,7 @@ class RadixTree:
 
     def _add(self, parent: Node, slot: bytes, key: bytes, pages: list[int]) -> Node:
         """A new leaf, for the moment unlocked: the caller locks it next."""
-        node = Node(key, pages, parent, slot, parent.depth + len(pages))
+        node = Node(next(self._numbers), key, pages, parent, slot, parent.depth + len(pages))
         parent.children[slot] = node
         self._unlocked[node] = None
         self.num_pages += len(pages)
@@ -236,7 +281,9 @@ class RadixTree:
         """
         assert node.parent is not None
         cut = num_pages * self.page_bytes
-        upper = Node(node.key[:cut], node.pages[:num_pages], node.parent, node.slot, node.start + num_pages)
+        number, depth = next(self._numbers), node.start + num_pages
+        upper = Node(number, node.key[:cut], node.pages[:num_pages], node.parent, node.slot, depth)
+        upper.num_hits = node.num_hits
         node.parent.children[node.slot] = upper
         node.key, node.pages, node.parent = node.key[cut:], node.pages[num_pages:], upper
         node.slot = node.key[: self.page_bytes]
@@ -255,6 +302,13 @@ class RadixTree:
         del self._unlocked[leaf]
         leaf.parent = None
         self.num_nodes -= 1
+
+    def _note_eviction(self, node: Node, num_pages: int, is_whole: bool, now_s: float) -> None:
+        assert node.parent is not None
+        self._num_evictions += 1
+        self.evictions.append(
+            Eviction(self._num_evictions, node.number, node.parent.number, num_pages, is_whole, node.key, now_s)
+        )
 
     def _num_common(self, node: Node, key: bytes, position: int) -> int:
         """Whole pages that the edge shares with `key` from `position` on; the first is known to be one of them."""

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgjax.engine.engine import Engine
-    from sgjax.engine.info import EngineInfo, EngineStats
+    from sgjax.engine.info import EngineInfo, EngineStats, LiveSnapshot
     from sgjax.engine.outputs import RequestHandle
 
-_MODULES = {"Engine": "engine", "EngineInfo": "info", "EngineStats": "info", "RequestHandle": "outputs"}
+_MODULES = {
+    "Engine": "engine",
+    "EngineInfo": "info",
+    "EngineStats": "info",
+    "LiveSnapshot": "info",
+    "RequestHandle": "outputs",
+}
 
-__all__ = ["Engine", "EngineInfo", "EngineStats", "RequestHandle"]
+__all__ = ["Engine", "EngineInfo", "EngineStats", "LiveSnapshot", "RequestHandle"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from sgjax.config import EngineConfig
 from sgjax.engine.build import build_core
-from sgjax.engine.info import EngineStats
+from sgjax.engine.info import EngineStats, LiveSnapshot
+from sgjax.engine.live import take_live_snapshot
 from sgjax.engine.loop import EngineLoop
 from sgjax.engine.outputs import RequestHandle
 from sgjax.engine.runner import Runner
@@ -304,19 +305,25 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A consistent picture, taken between two steps."""
+        return self._loop.call(self._stats)
+
+    def live(self, max_nodes: int) -> LiveSnapshot:
+        """What people look at, taken between two steps, with at most `max_nodes` nodes of the prefix tree."""
+        scheduler = self._core.scheduler
+        return self._loop.call(lambda: take_live_snapshot(scheduler, self._stats(), max_nodes))
+
+    def _stats(self) -> EngineStats:
         scheduler, compiler = self._core.scheduler, self._core.runner.compiler
-        return self._loop.call(
-            lambda: EngineStats(
-                num_running=len(scheduler.running),
-                num_waiting=len(scheduler.waiting),
-                num_grammar_queue=self._loop.num_grammar_queue,
-                counters=dataclasses.replace(scheduler.counters),
-                cache=scheduler.cache.stats(),
-                num_steps_compiled=compiler.num_ready,
-                all_compiled=compiler.complete,
-                num_late_compiles=compiler.num_late,
-                num_integrity_failures=self._loop.num_integrity_failures,
-            )
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_grammar_queue=self._loop.num_grammar_queue,
+            counters=dataclasses.replace(scheduler.counters),
+            cache=scheduler.cache.stats(),
+            num_steps_compiled=compiler.num_ready,
+            all_compiled=compiler.complete,
+            num_late_compiles=compiler.num_late,
+            num_integrity_failures=self._loop.num_integrity_failures,
         )
 
     def flush_cache(self) -> int:

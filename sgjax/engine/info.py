@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from sgjax.cache.manager import CacheStats
+from sgjax.cache.snapshot import TreeSnapshot
 from sgjax.config import EngineConfig
 from sgjax.engine.batch import SchedulerCounters
 
@@ -55,3 +56,27 @@ class EngineStats:
     all_compiled: bool
     num_late_compiles: int
     num_integrity_failures: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveSequence:
+    """Progress of one sample. Its prefill is done when `computed_tokens`, cached ones included, reach the prompt."""
+
+    is_running: bool
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    completion_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveSnapshot:
+    """What people look at while the engine works, taken between two steps.
+
+    Attributes:
+      sequences: running ones, the oldest first, then waiting ones in their order; a bounded number.
+    """
+
+    stats: EngineStats
+    sequences: tuple[LiveSequence, ...]
+    tree: TreeSnapshot
