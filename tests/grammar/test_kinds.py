@@ -36,6 +36,27 @@ CALLS = {
     ],
     "triggers": ["<function="],
 }
+
+
+def _call(name: str, schema: Any) -> dict[str, Any]:
+    content = {"type": "json_schema", "json_schema": schema}
+    return {"type": "tag", "begin": f'<call>{{"name": "{name}", "args": ', "content": content, "end": "}</call>"}
+
+
+def _format(value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "structural_tag", "format": value}
+
+
+TAGS = {
+    "type": "tags_with_separator",
+    "tags": [_call("f", {"type": "integer"}), _call("g", {"type": "null"})],
+    "separator": "\n",
+    "at_least_one": True,
+}
+THINKING = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": "</think>"}
+F = '<call>{"name": "f", "args": 7}</call>'
+G = '<call>{"name": "g", "args": null}</call>'
+
 CASES = [
     ("regex", r"[0-9]{3}-[a-z]+", ["123-abc"], ["12-abc", "123-", "123-abc4", ""]),
     ("regex", "(yes|no)?", ["yes", "no", ""], ["maybe", "yesno"]),
@@ -74,6 +95,33 @@ CASES = [
             '<function=get_weather>{"city":"<function="}</function>',
         ],
         ["<function=", "<function=other>{}</function>", "a <function=get_weather>{}</function>", "<function=stop>null"],
+    ),
+    ("structural_tag", _format(TAGS), [F, f"{F}\n{G}\n{F}"], ["", "a", f"{F}{G}", f"{F}\n", F[:-1], f"{F} ok"]),
+    ("structural_tag", _format({**TAGS, "stop_after_first": True}), [F, G], ["", f"{F}\n{G}"]),
+    ("structural_tag", _format({**TAGS, "at_least_one": False}), ["", F, f"{F}\n{G}"], ["a"]),
+    (
+        "structural_tag",
+        _format({"type": "sequence", "elements": [THINKING, {"type": "const_string", "value": "\n"}, TAGS]}),
+        [f"</think>\n{F}", f"I think <call>.</thin </think>\n{F}\n{G}"],
+        ["", F, f"Hm</think>{F}", "Hm</think>\nNo"],
+    ),
+    (
+        "structural_tag",
+        _format({"type": "or", "elements": [TAGS, {"type": "json_schema", "json_schema": {"type": "integer"}}]}),
+        [F, f"{F}\n{F}", "12"],
+        ["", "x", f"12{F}"],
+    ),
+    (
+        "structural_tag",
+        _format({"type": "triggered_tags", "triggers": ["<call>"], "tags": TAGS["tags"]}),
+        ["", "Free", f"Free {F} and {G}"],
+        ["Free <call>", "<call>{}"],
+    ),
+    (
+        "structural_tag",
+        _format({"type": "triggered_tags", "triggers": ["<call>"], "tags": TAGS["tags"], "at_least_one": True}),
+        [F, f"Free {F} and"],
+        ["", "Free"],
     ),
 ]
 

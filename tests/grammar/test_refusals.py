@@ -93,7 +93,26 @@ OTHERS: list[tuple[str, Any, str]] = [
     ("ebnf", "start: missing", "missing"),
     ("structural_tag", "[", "#: no JSON"),
     ("structural_tag", {"type": "json"}, "#: must be an object"),
-    ("structural_tag", {"type": "structural_tag", "format": {}}, "#/format: not supported"),
+    ("structural_tag", {"type": "structural_tag", "format": {}}, "#/format: the format None is not supported"),
+    ("structural_tag", {"type": "structural_tag", "format": {"type": "x"}, "triggers": []}, "#/triggers: cannot be"),
+    (
+        "structural_tag",
+        {"type": "structural_tag", "format": {"type": "sequence", "elements": [{"type": "any_text"}] * 2}},
+        "#/format/elements/0: free text must come last",
+    ),
+    (
+        "structural_tag",
+        {
+            "type": "structural_tag",
+            "format": {
+                "type": "tag",
+                "begin": "<",
+                "end": ">",
+                "content": {"type": "json_schema", "json_schema": {"not": {}}},
+            },
+        },
+        "#/format/content/json_schema/not: not supported",
+    ),
     ("structural_tag", {"type": "structural_tag", "structures": [], "triggers": ["a"]}, "#/structures: must be a list"),
 ]
 
