@@ -35,15 +35,19 @@ class ServerConfig:
     ssl_certfile: str | None = setting(None, "Certificate chain in PEM; serves HTTPS")
     ssl_keyfile: str | None = setting(None, "The certificate's private key in PEM; default: in the same file")
     ssl_keyfile_password: str | None = _secret("SGJAX_SSL_KEYFILE_PASSWORD", "Password of the private key")
+    max_request_bytes: int = setting(32 * 2**20, "Longest body of a request, in bytes")
+    request_body_timeout_s: float = setting(60.0, "Seconds until a request's headers, and then its body, must be here")
     max_running_programs: int = setting(128, "Programs at work at once before /run_program refuses more")
     log_level: LogLevel = setting("info", "Least severe log lines shown; debug includes one line per HTTP request")
 
     def __post_init__(self):
         if not 0 <= self.port <= 65535:
             raise ConfigError("port", f"must lie in [0, 65535], not {self.port}")
-        for name in ("stream_interval", "max_running_programs"):
+        for name in ("stream_interval", "max_running_programs", "max_request_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"must be at least 1, not {getattr(self, name)}")
+        if self.request_body_timeout_s <= 0:
+            raise ConfigError("request_body_timeout_s", f"must be positive, not {self.request_body_timeout_s}")
         for name in ("api_key", "admin_api_key"):
             if (key := getattr(self, name)) is not None and not (key.isascii() and key.isprintable() and key.strip()):
                 raise ConfigError(name, "must be printable ASCII, and not empty")

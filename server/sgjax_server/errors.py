@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,6 +70,10 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(429, str(error), code="queue_full")
         case RequestValidationError():
             return _from_validation(error)
+        case HTTPException(
+            status_code=400, __cause__=(UnicodeDecodeError() | RecursionError() | ValueError()) as cause
+        ):
+            return ApiError(400, _unreadable(cause))
         case HTTPException(status_code=status, detail=detail):
             return ApiError(status, str(detail))
     if isinstance(error, sgjax.EngineError):
@@ -126,6 +131,17 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, respond)
 
 
+def _unreadable(error: Exception) -> str:
+    """Why FastAPI could not parse a body."""
+    match error:
+        case UnicodeDecodeError(start=start):
+            return f"the body: is not UTF-8, from byte {start} on"
+        case RecursionError():
+            return "the body: is nested too deeply"
+        case _:  # of a ValueError's kinds only this one is left
+            return f"the body: has an integer of more than {sys.get_int_max_str_digits()} digits"
+
+
 def _from_validation(error: RequestValidationError) -> ApiError:
     """Pydantic's findings about the first field that has any. A union's members each report one."""
     findings = error.errors()
@@ -135,9 +151,11 @@ def _from_validation(error: RequestValidationError) -> ApiError:
             holders = [str(part) for part in finding["loc"][1:]]  # of a nested object, the request's own field first
             param = holders[0] if holders else cause.field
             return ApiError(400, f"{'.'.join([*holders, cause.field])}: {cause.message}", param=param)
+    if isinstance(error.body, bytes):
+        return ApiError(400, "the body: must be JSON, with the header 'Content-Type: application/json'")
     first = findings[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        return ApiError(400, f"the body: is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
     if param is None:
         return ApiError(400, f"the body: {first['msg']}")

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from sgjax_server.config import ServerConfig
 from sgjax_server.middleware.access import RequireApiKey
+from sgjax_server.middleware.body import ReadBody
 
 
 def middleware_stack(config: ServerConfig) -> list[Middleware]:
@@ -27,4 +28,5 @@ def middleware_stack(config: ServerConfig) -> list[Middleware]:
             )
         )
     stack.append(Middleware(RequireApiKey, config=config))
+    stack.append(Middleware(ReadBody, max_bytes=config.max_request_bytes, timeout_s=config.request_body_timeout_s))
     return stack
