@@ -128,6 +128,7 @@ class Receipt:
       computed_tokens: tokens that went through the model, recomputation after preemption included.
       pages: KV pages held at the end. steps: steps that worked on the request.
       forced_tokens: completion tokens that the grammar forced, so that nothing had to be sampled (jump-forward).
+      weight_version: of the weights that served at the end; "default" until they are replaced.
     """
 
     queue_s: float = 0.0
@@ -141,6 +142,7 @@ class Receipt:
     steps: int = 0
     preemptions: int = 0
     forced_tokens: int = 0
+    weight_version: str = "default"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

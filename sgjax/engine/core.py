@@ -6,10 +6,12 @@ on the host while the device runs the step's forward pass.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from sgjax.engine.batch import Batch, Row
-from sgjax.engine.packing import Packer
+from sgjax.engine.info import StepReport
+from sgjax.engine.packing import PackedStep, Packer
 from sgjax.engine.runner import Runner, StepHandle
 from sgjax.engine.scheduler import Scheduler
 from sgjax.engine.sequence import Sequence
@@ -29,6 +31,8 @@ class EngineCore:
         self.runner = runner
         self.overlap = overlap
         self._in_flight: tuple[Batch, StepHandle] | None = None
+        self._started_s: float | None = None  # of the step at work
+        self._at_work: tuple[Batch, PackedStep] | None = None
 
     @property
     def has_work(self) -> bool:
@@ -42,6 +46,12 @@ class EngineCore:
 
     def step(self) -> list[TokenEvent]:
         """Launches the next step and commits the one before; without overlap, the same one."""
+        self._started_s = time.monotonic()
+        events = self._step()
+        self._started_s = None
+        return events
+
+    def _step(self) -> list[TokenEvent]:
         launched = self._launch()
         events: list[TokenEvent] = []
         if self.overlap:
@@ -53,11 +63,31 @@ class EngineCore:
             events += self._commit(launched)
         return events
 
+    def retract(self) -> list[TokenEvent]:
+        """Puts every running sequence back in the queue, its work in the cache; reads the step in flight for that."""
+        previous, self._in_flight = self._in_flight, None
+        events = self._commit(previous)
+        for seq in reversed(self.scheduler.running.copy()):  # the oldest last, so that it is the first in the queue
+            self.scheduler.preempt(seq)
+        return events
+
+    def report(self) -> StepReport | None:
+        """The step at work, None between steps. Another thread may ask."""
+        started_s, at_work = self._started_s, self._at_work
+        if started_s is None or at_work is None:
+            return None
+        batch, packed = at_work
+        shape = len(packed.token_ids), len(packed.kv_lens), packed.page_table.shape[1]
+        rids = tuple(row.seq.request.rid for row in batch.rows)
+        return StepReport(time.monotonic() - started_s, batch.kind, shape, rids)
+
     def _launch(self) -> tuple[Batch, StepHandle] | None:
         batch = self.scheduler.schedule()
         if batch is None:
             return None
-        handle = self.runner.launch(self.packer.pack(batch))
+        packed = self.packer.pack(batch)
+        self._at_work = batch, packed
+        handle = self.runner.launch(packed)
         if not batch.constrained:
             self.runner.sample(handle)
         return batch, handle

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import dataclasses
-import time
 import uuid
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
@@ -17,20 +13,15 @@ from tqdm import tqdm
 
 from sgjax.config import EngineConfig
 from sgjax.engine.build import build_core
-from sgjax.engine.info import EngineStats, LiveSnapshot
-from sgjax.engine.live import take_live_snapshot
-from sgjax.engine.loop import EngineLoop
-from sgjax.engine.outputs import RequestHandle
-from sgjax.engine.runner import Runner
-from sgjax.engine.sequence import Sequence
-from sgjax.grammar import GrammarCompiler
+from sgjax.engine.outputs import OutputProcessor, RequestHandle
+from sgjax.engine.token_engine import TokenEngine
 from sgjax.types import GenerateOutput, Request, RequestError, SamplingParams
 
 Messages = Seq[Mapping[str, Any]]
 Params = SamplingParams | Mapping[str, Any] | None
 
 
-class Engine:
+class Engine(TokenEngine):
     """Generates text with one model.
 
         with sgjax.Engine("embedded") as engine:
@@ -56,21 +47,10 @@ class Engine:
         **config: Any,
     ):
         built = build_core(EngineConfig(model_path=model_path, **config), on_progress or (lambda label, fraction: None))
-        self.info = built.info
-        self.config = built.config
         self.model_config = built.model.config
-        self.model_name = built.model_name
-        self.generation_defaults = built.model.generation
         self.tokenizer = built.tokenizer
-        self._core = built.core
-        self._grammars = built.grammars
-        self._num_pages = built.num_pages
-        self._rng = np.random.default_rng(self.config.random_seed)
-        self._loop = EngineLoop(built.core, built.tokenizer, max_queued=self.config.max_queued_requests)
-        # Also when nobody closes it: threads at work in native code while the interpreter ends would abort the process.
-        # Registered after jax's own clean-up, and so run before it, which a finalizer's own hook would not be.
-        self._shut_down = weakref.finalize(self, _shut_down, self._loop, built.grammars, built.core.runner)
-        atexit.register(self._shut_down)
+        self._outputs = OutputProcessor(built.tokenizer)
+        super().__init__(built, self._outputs)
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -95,49 +75,9 @@ class Engine:
         return self._submit(request, loop, bounded)
 
     def _submit(self, request: Request, loop: asyncio.AbstractEventLoop | None, bounded: bool) -> RequestHandle:
-        request.validate(
-            vocab_size=self.model_config.vocab_size,
-            context_length=self._context_length,
-            max_total_tokens=self._num_pages * self.config.page_size,
-        )
-        spec = request.sampling.grammar
-        return self._loop.submit(
-            request,
-            self._sequences(request),
-            loop,
-            bounded=bounded,
-            grammar=None if spec is None else self._grammars.compile(spec),
-            jump_forward=not self.config.disable_jump_forward,
-        )
-
-    def _sequences(self, request: Request) -> list[Sequence]:
-        sampling = request.sampling
-        seed = sampling.seed if sampling.seed is not None else int(self._rng.integers(2**62))
-        stop_ids = frozenset(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
-            stop_ids |= frozenset(self.tokenizer.eos_token_ids)
-        now = time.monotonic()
-        return [
-            Sequence(
-                request,
-                index,
-                seed=seed + index,
-                stop_ids=stop_ids,
-                # A sequence that outgrew the whole pool could never be finished.
-                context_length=min(self._context_length, self._num_pages * self.config.page_size),
-                arrival_s=now,
-            )
-            for index in range(sampling.n)
-        ]
-
-    @property
-    def _context_length(self) -> int:
-        assert self.config.context_length is not None
-        return self.config.context_length
-
-    def abort(self, rid: str) -> bool:
-        """Ends a request and frees its pages. False when it is unknown or has ended."""
-        return self._loop.abort(rid)
+        handle = RequestHandle(request, loop)
+        self.submit_tokens(request, self._outputs.open(handle), bounded=bounded)
+        return handle
 
     # --- generating -------------------------------------------------------------------------------------------
 
@@ -292,68 +232,11 @@ class Engine:
         rid = options.get("rid") or uuid.uuid4().hex
         return Request(**{**options, "rid": rid, "input_ids": tuple(map(int, ids)), "sampling": params})
 
-    # --- operating --------------------------------------------------------------------------------------------
-
-    @property
-    def is_alive(self) -> bool:
-        return self._loop.is_alive
-
-    @property
-    def failure(self) -> Exception | None:
-        """What stopped the engine, when it was not `close`."""
-        return self._loop.failure
-
-    def stats(self) -> EngineStats:
-        """A consistent picture, taken between two steps."""
-        return self._loop.call(self._stats)
-
-    def live(self, max_nodes: int) -> LiveSnapshot:
-        """What people look at, taken between two steps, with at most `max_nodes` nodes of the prefix tree."""
-        scheduler = self._core.scheduler
-        return self._loop.call(lambda: take_live_snapshot(scheduler, self._stats(), max_nodes))
-
-    def _stats(self) -> EngineStats:
-        scheduler, compiler = self._core.scheduler, self._core.runner.compiler
-        return EngineStats(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-            num_grammar_queue=self._loop.num_grammar_queue,
-            counters=dataclasses.replace(scheduler.counters),
-            cache=scheduler.cache.stats(),
-            num_steps_compiled=compiler.num_ready,
-            all_compiled=compiler.complete,
-            num_late_compiles=compiler.num_late,
-            num_integrity_failures=self._loop.num_integrity_failures,
-        )
-
-    def flush_cache(self) -> int:
-        """Forgets every cached prefix that no running request uses; returns the pages freed."""
-        return self._loop.call(self._core.scheduler.cache.flush)
-
-    def check(self) -> None:
-        """Raises AssertionError unless every page and slot is accounted for."""
-        self._loop.call(self._core.scheduler.check)
-
-    def wait_until_compiled(self) -> None:
-        """Until the background has compiled every bucket."""
-        self._core.runner.compiler.wait()
-
-    def close(self) -> None:
-        """Stops after the step at hand. Open requests get an `EngineError`. Closing twice is fine."""
-        self._shut_down()
-        atexit.unregister(self._shut_down)
-
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _shut_down(loop: EngineLoop, grammars: GrammarCompiler, runner: Runner) -> None:
-    loop.close()
-    grammars.close()
-    runner.close()
 
 
 def _new_outputs(request: Request) -> list[GenerateOutput]:

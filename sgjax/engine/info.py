@@ -45,6 +45,7 @@ class EngineStats:
       num_late_compiles: compilations after that; anything but 0 is a bug.
       num_grammar_queue: requests whose grammar is being compiled.
       num_integrity_failures: checks that found pages or slots unaccounted for while idle; likewise.
+      weight_version: of the weights that serve now.
     """
 
     num_running: int
@@ -56,6 +57,8 @@ class EngineStats:
     all_compiled: bool
     num_late_compiles: int
     num_integrity_failures: int
+    weight_version: str
+    is_paused: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,3 +83,13 @@ class LiveSnapshot:
     stats: EngineStats
     sequences: tuple[LiveSequence, ...]
     tree: TreeSnapshot
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """A step at work: for `seconds` so far, over these requests, in this padded shape of (tokens, rows, pages)."""
+
+    seconds: float
+    kind: str
+    shape: tuple[int, int, int]
+    rids: tuple[str, ...]

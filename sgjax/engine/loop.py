@@ -1,27 +1,45 @@
-"""The engine's thread: commands in, steps, deltas out."""
+"""The engine's thread: commands in, steps, events out."""
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 from sgjax.engine.core import EngineCore
-from sgjax.engine.outputs import OutputProcessor, RequestHandle
+from sgjax.engine.outputs import Refusal, Stop
 from sgjax.engine.sequence import Sequence
-from sgjax.errors import EngineError
+from sgjax.errors import EngineError, QueueFull, RequestError
 from sgjax.grammar import Grammar
-from sgjax.text import Tokenizer
-from sgjax.types import FinishReason, QueueFull, Request, RequestError, TokenEvent
+from sgjax.types import FinishReason, Request, TokenEvent
 
 _logger = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
+
+
+class EventSink(Protocol):
+    """Where a loop's events go. Called by the engine's thread alone."""
+
+    def started(self, rid: str) -> None:
+        """The request is in the scheduler's queue."""
+        ...
+
+    def refused(self, rid: str, error: Refusal) -> None:
+        """The request will not begin."""
+        ...
+
+    def process(self, events: list[TokenEvent]) -> list[Stop]:
+        """One step's events. Returns the samples to end."""
+        ...
+
+    def failed(self, error: EngineError) -> None:
+        """No open request will get anything further."""
+        ...
 
 
 class EngineLoop:
@@ -31,21 +49,24 @@ class EngineLoop:
 
     Attributes:
       failure: what stopped the loop, when it was not `close`.
+      weight_version: what receipts report.
       num_integrity_failures: how often the check when idle found pages or slots unaccounted for; a bug unless 0.
     """
 
-    def __init__(self, core: EngineCore, tokenizer: Tokenizer, *, max_queued: int):
+    def __init__(self, core: EngineCore, sink: EventSink, *, max_queued: int):
         self.failure: Exception | None = None
+        self.weight_version = "default"
         self.num_integrity_failures = 0
         self._core = core
-        self._outputs = OutputProcessor(tokenizer, core.finish)
+        self._sink = sink
         self._max_queued = max_queued
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._commands: collections.deque[Callable[[], None]] = collections.deque()  # taken from the inbox, not yet run
         self._wake = threading.Condition()
         self._closing = False
-        self._live: set[str] = set()
-        self._grammar_queue: dict[str, tuple[RequestHandle, list[Sequence]]] = {}
+        self._paused = False
+        self._num_open: dict[str, int] = {}  # samples of each live request that have not ended
+        self._grammar_queue: dict[str, list[Sequence]] = {}
         self._checked = True
         self._thread = threading.Thread(target=self._run, name="sgjax-engine", daemon=True)
         self._thread.start()
@@ -53,6 +74,10 @@ class EngineLoop:
     @property
     def is_alive(self) -> bool:
         return not self._closing and self.failure is None and self._thread.is_alive()
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused
 
     @property
     def num_grammar_queue(self) -> int:
@@ -63,29 +88,27 @@ class EngineLoop:
         self,
         request: Request,
         sequences: list[Sequence],
-        loop: asyncio.AbstractEventLoop | None,
+        register: Callable[[], None],
         *,
         bounded: bool,
         grammar: Future[Grammar] | None = None,
         jump_forward: bool = True,
-    ) -> RequestHandle:
-        """Queues a validated request; its deltas arrive at the handle.
+    ) -> None:
+        """Queues a validated request; its events go to the sink.
 
         Args:
+          register: called in the engine's thread before the request's first event.
           grammar: what its output must follow, perhaps still being compiled; until then it waits in the grammar queue.
 
         Raises:
-          RequestError: the rid is in use, or a stop_regex is bad. QueueFull: too many wait and `bounded`.
-          EngineError: the engine is down.
+          RequestError: the rid is in use. QueueFull: too many wait and `bounded`. EngineError: the engine is down.
         """
-        handle = RequestHandle(request, loop)
-        streams = self._outputs.open_streams(request)
 
         def start() -> None:
-            self._outputs.add(handle, streams)
-            self._grammar_queue[request.rid] = handle, sequences
+            register()
+            self._grammar_queue[request.rid] = sequences
             if grammar is None:  # then it leaves the queue at once
-                self._begin(handle, None)
+                self._begin(request.rid, sequences, None)
 
         def constrain(compiled: Future[Grammar]) -> None:
             error = None
@@ -97,78 +120,87 @@ class EngineLoop:
             except BaseException as failed:  # cancelled by a closing engine, or a defect of the compiler
                 _logger.exception("a grammar could not be compiled")
                 error = EngineError(f"the grammar could not be compiled: {failed!r}")
-            self._command(lambda: self._begin(handle, error))
+            self._command(lambda: self._begin(request.rid, sequences, error))
 
         with self._wake:
             self._raise_if_down()
-            if request.rid in self._live:
+            if request.rid in self._num_open:
                 raise RequestError("rid", f"{request.rid!r} is in use by a live request")
             num_waiting = len(self._core.scheduler.waiting) + len(self._inbox) + len(self._grammar_queue)
             if bounded and num_waiting >= self._max_queued:
                 raise QueueFull(f"{self._max_queued} requests are waiting")
-            self._live.add(request.rid)
+            self._num_open[request.rid] = len(sequences)
             self._inbox.append(start)
             self._wake.notify()
         if grammar is not None:
             grammar.add_done_callback(constrain)
-        return handle
 
-    def _begin(self, handle: RequestHandle, refusal: RequestError | EngineError | None) -> None:
+    def _begin(self, rid: str, sequences: list[Sequence], refusal: RequestError | EngineError | None) -> None:
         """Out of the grammar queue: to the scheduler, or back to the caller."""
-        rid = handle.request.rid
-        queued, sequences = self._grammar_queue.get(rid, (None, []))
-        if queued is not handle:  # aborted meanwhile, and the id may be another's by now
+        if self._grammar_queue.get(rid) is not sequences:  # aborted meanwhile, and the id may be another's by now
             return
         del self._grammar_queue[rid]
         if refusal is not None:
-            self._forget(rid)
-            self._outputs.refuse(handle, refusal)
+            with self._wake:
+                del self._num_open[rid]
+            self._sink.refused(rid, refusal)
             return
         for seq in sequences:
             self._core.add(seq)
-        self._outputs.start(handle)
+        self._sink.started(rid)
 
-    def _finish(self, rid: str, reason: FinishReason) -> list[TokenEvent]:
-        """Ends a request wherever it is."""
-        _, sequences = self._grammar_queue.pop(rid, (None, []))
+    def abort(self, rid: str, index: int | None = None, reason: FinishReason | None = None) -> bool:
+        """Ends a request, or one sample of it, and frees its pages. False when the request is unknown or has ended."""
+        why = reason or FinishReason("abort", message="aborted")
+        with self._wake:
+            if rid not in self._num_open:
+                return False
+            self._inbox.append(lambda: self._deliver(self._finish(rid, index, why)))
+            self._wake.notify()
+        return True
+
+    def _finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
+        """Ends a request, or a sample of it, wherever it is."""
+        sequences = self._grammar_queue.pop(rid, [])
         ended = [TokenEvent(rid, seq.index, [], finish=reason, receipt=seq.receipt) for seq in sequences]
-        return ended + self._core.finish(rid, None, reason)
+        return ended + self._core.finish(rid, index, reason)
+
+    def abort_all(self) -> None:
+        """Ends every request. To be called through `call`."""
+        for rid in list(self._num_open):
+            self._deliver(self._finish(rid, None, FinishReason("abort", message="aborted")))
+
+    def pause(self) -> None:
+        """Steps no more until `resume`; commands go on. To be called through `call`, as `resume` is."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+
+    def deliver(self, events: list[TokenEvent]) -> None:
+        """Sends events of the core that came outside a step. To be called through `call`."""
+        self._deliver(events)
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._wake:
             self._inbox.append(command)
             self._wake.notify()
 
-    def abort(self, rid: str) -> bool:
-        """Ends a request and frees its pages. False when it is unknown or has ended."""
-        reason = FinishReason("abort", message="aborted")
-        with self._wake:
-            if rid not in self._live:
-                return False
-            self._inbox.append(lambda: self._deliver(self._finish(rid, reason)))
-            self._wake.notify()
-        return True
-
     def call(self, function: Callable[[], Any]) -> Any:
         """Runs `function` between two steps, in the engine's thread; returns its result or raises its exception."""
-        done = threading.Event()
-        result: list[Any] = []
+        result: Future[Any] = Future()
 
         def command() -> None:
             try:
-                result.append(function())
+                result.set_result(function())
             except Exception as error:
-                result.append(error)
-            done.set()
+                result.set_exception(error)
 
         with self._wake:
             self._raise_if_down()
             self._inbox.append(command)
             self._wake.notify()
-        done.wait()
-        if isinstance(result[0], Exception):
-            raise result[0]
-        return result[0]
+        return result.result()
 
     def close(self) -> None:
         """Stops after the step at hand. Open requests get an `EngineError`. Closing twice is fine."""
@@ -186,7 +218,8 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._receive():
-                self._deliver(self._core.step())
+                if not self._paused:
+                    self._deliver(self._core.step())
         except Exception as error:
             _logger.exception("the engine has failed")
             self.failure = error
@@ -194,17 +227,17 @@ class EngineLoop:
             self._closing = True
             self._commands.extend(self._inbox)
             self._inbox.clear()
-            self._live.clear()
+            self._num_open.clear()
         for command in self._commands:  # whoever waits for one of these must hear of the end too
             with contextlib.suppress(Exception):  # after a failure the core may be in any state
                 command()
         reason = f"the engine has failed: {self.failure}" if self.failure else "the engine is closed"
-        self._outputs.fail(EngineError(reason))
+        self._sink.failed(EngineError(reason))
 
     def _receive(self) -> bool:
         """Runs the commands of other threads, waiting while there is nothing to do. False when closing."""
         with self._wake:
-            while not self._inbox and not self._core.has_work and not self._closing:
+            while not self._inbox and not self._closing and (self._paused or not self._core.has_work):
                 if not self._wake.wait(None if self._checked else IDLE_CHECK_S):
                     self._check_when_idle()
             self._commands.extend(self._inbox)
@@ -225,8 +258,18 @@ class EngineLoop:
             _logger.error("pages or slots are not accounted for: %s", error)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
-        self._outputs.process(events, self._forget)
+        """To the sink, and what it stops in turn; requests that have ended are forgotten before anybody hears of it."""
+        while events:
+            with self._wake:
+                for event in events:
+                    if event.finish is not None:
+                        self._count_ended(event)
+            stops = self._sink.process(events)
+            events = [event for stop in stops for event in self._core.finish(stop.rid, stop.index, stop.reason)]
 
-    def _forget(self, rid: str) -> None:
-        with self._wake:
-            self._live.discard(rid)
+    def _count_ended(self, event: TokenEvent) -> None:
+        if event.receipt is not None:
+            event.receipt.weight_version = self.weight_version
+        self._num_open[event.rid] -= 1
+        if not self._num_open[event.rid]:
+            del self._num_open[event.rid]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import queue
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-from sgjax.errors import EngineError
+from sgjax.errors import EngineError, QueueFull, RequestError
 from sgjax.text import TextStream, Tokenizer
-from sgjax.types import FinishReason, OutputDelta, Request, RequestError, TokenEvent
+from sgjax.types import FinishReason, OutputDelta, Request, TokenEvent
+
+Refusal = RequestError | QueueFull | EngineError
 
 
 class RequestHandle:
@@ -23,8 +27,8 @@ class RequestHandle:
         self.request = request
         self.loop = loop
         self._num_open = request.sampling.n
-        self._started = asyncio.Event()
-        self._refusal: RequestError | None = None
+        self._started: threading.Event | asyncio.Event = threading.Event() if loop is None else asyncio.Event()
+        self._refusal: Refusal | None = None
         self._deltas: queue.SimpleQueue | asyncio.Queue = queue.SimpleQueue() if loop is None else asyncio.Queue()
 
     @property
@@ -33,12 +37,20 @@ class RequestHandle:
         return not self._deltas.empty()
 
     async def started(self) -> None:
-        """Waits until the engine has the request: at once, or when its grammar is compiled.
+        """Waits until the engine has queued the request, which for a grammar is when it has been compiled.
 
         Raises:
-          RequestError: the grammar is refused. Iterating raises it too.
+          RequestError, QueueFull, EngineError: it was refused. Iterating raises it too.
         """
+        assert isinstance(self._started, asyncio.Event), "submitted without an event loop: use `wait_started`"
         await self._started.wait()
+        if self._refusal is not None:
+            raise self._refusal
+
+    def wait_started(self) -> None:
+        """`started` for a plain thread."""
+        assert isinstance(self._started, threading.Event), "submitted for an event loop: use `await started()`"
+        self._started.wait()
         if self._refusal is not None:
             raise self._refusal
 
@@ -46,14 +58,14 @@ class RequestHandle:
         """Lets `started` return. Called like `put`."""
         self._started.set()
 
-    def put(self, item: OutputDelta | EngineError | RequestError) -> None:
+    def put(self, item: OutputDelta | Refusal) -> None:
         """Called in `loop` where there is one, else by the engine's thread."""
-        if isinstance(item, RequestError):
+        if isinstance(item, Exception) and not self._started.is_set():
             self._refusal = item
         self._started.set()
         self._deltas.put(item) if self.loop is None else self._deltas.put_nowait(item)
 
-    def _accept(self, item: OutputDelta | EngineError | RequestError) -> OutputDelta:
+    def _accept(self, item: OutputDelta | Refusal) -> OutputDelta:
         if isinstance(item, Exception):
             raise item
         self._num_open -= item.finish is not None
@@ -70,75 +82,123 @@ class RequestHandle:
             yield self._accept(await self._deltas.get())
 
 
-class OutputProcessor:
-    """Turns token events into deltas and delivers them. Used by the engine's thread only.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stop:
+    """A sample whose text has come to a stop, for the engine to finish."""
 
-    Args:
-      finish: ends one sample in the core and returns its final events, for stop strings.
+    rid: str
+    index: int
+    reason: FinishReason
+
+
+@dataclasses.dataclass(slots=True)
+class _Sample:
+    """One sample's text, and how it ends once a stop was found in it.
+
+    After that the engine is told, and its last event awaited, which holds the receipt. `last` is what to deliver then;
+    tokens that come meanwhile are dropped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, finish: Callable[[str, int | None, FinishReason], list[TokenEvent]]):
-        self._tokenizer = tokenizer
-        self._finish = finish
-        self._handles: dict[str, RequestHandle] = {}
-        self._streams: dict[tuple[str, int], TextStream] = {}
+    stream: TextStream
+    ending: FinishReason | None = None
+    last: OutputDelta | None = None
+    num_dropped: int = 0
 
-    def open_streams(self, request: Request) -> list[TextStream]:
-        """One stream per sample, for `add`. Any thread may call it, so that what it refuses reaches the caller.
+
+class OutputProcessor:
+    """Turns token events into deltas and delivers them to handles. One thread calls it, but for `open`."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._handles: dict[str, RequestHandle] = {}
+        self._samples: dict[tuple[str, int], _Sample] = {}
+
+    def open(self, handle: RequestHandle) -> Callable[[], None]:
+        """What registers a handle, to be called before its first event. Any thread may call this.
 
         Raises:
           RequestError: a stop_regex that the matcher cannot compile.
         """
-        return [TextStream(self._tokenizer, request.sampling) for _ in range(request.sampling.n)]
+        request = handle.request
+        samples = [_Sample(TextStream(self._tokenizer, request.sampling)) for _ in range(request.sampling.n)]
 
-    def add(self, handle: RequestHandle, streams: Iterable[TextStream]) -> None:
-        self._handles[handle.request.rid] = handle
-        for index, stream in enumerate(streams):
-            self._streams[handle.request.rid, index] = stream
+        def register() -> None:
+            self._handles[request.rid] = handle
+            for index, sample in enumerate(samples):
+                self._samples[request.rid, index] = sample
 
-    def process(self, events: Iterable[TokenEvent], on_ended: Callable[[str], None]) -> None:
-        """Delivers one step's events: to plain threads at once, to each event loop in a single call.
+        return register
 
-        Args:
-          on_ended: told the id of a request that has ended before whoever waits for it can hear of that.
+    def process(self, events: Iterable[TokenEvent]) -> list[Stop]:
+        """Delivers events: to plain threads at once, to each event loop in a single call.
+
+        Returns:
+          The samples that a stop in their text has ended. The engine must finish them; their last event is still due.
         """
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestHandle, OutputDelta]]] = {}
+        stops: list[Stop] = []
         for event in events:
             handle = self._handles[event.rid]
-            delta = self._delta(event, handle.request)
-            if delta.finish is not None:
-                del self._streams[event.rid, event.index]
-                if not any((event.rid, i) in self._streams for i in range(handle.request.sampling.n)):
-                    del self._handles[event.rid]
-                    on_ended(event.rid)
+            delta = self._delta(event, handle.request, stops)
+            if event.finish is not None:
+                self._forget_sample(event)
+            if delta is None:
+                continue
             if handle.loop is None:
                 handle.put(delta)
             else:
                 by_loop.setdefault(handle.loop, []).append((handle, delta))
         for loop, items in by_loop.items():
             _call_in(loop, _put_all, items)
+        return stops
 
-    def _delta(self, event: TokenEvent, request: Request) -> OutputDelta:
-        finish, receipt = event.finish, event.receipt
-        stream = self._streams[event.rid, event.index]
-        num_before, num_dropped = stream.num_tokens, 0
+    def _forget_sample(self, event: TokenEvent) -> None:
+        del self._samples[event.rid, event.index]
+        num_samples = self._handles[event.rid].request.sampling.n
+        if not any((event.rid, index) in self._samples for index in range(num_samples)):
+            del self._handles[event.rid]
+
+    def _delta(self, event: TokenEvent, request: Request, stops: list[Stop]) -> OutputDelta | None:
+        """What to deliver now; None when a stop was found and the engine's last event is awaited."""
+        sample = self._samples[event.rid, event.index]
+        if sample.ending is None:
+            delta = self._read(sample, event, request)
+            if sample.ending is None:
+                return delta
+            sample.last = delta
+            if event.finish is None:
+                stops.append(Stop(event.rid, event.index, sample.ending))
+        else:
+            sample.num_dropped += len(event.token_ids)
+        if event.finish is None:
+            return None
+        assert sample.last is not None
+        sample.last.finish, sample.last.receipt = sample.ending, event.receipt
+        if event.receipt is not None:
+            event.receipt.completion_tokens -= sample.num_dropped
+        return sample.last
+
+    def _read(self, sample: _Sample, event: TokenEvent, request: Request) -> OutputDelta:
+        """Takes an event's tokens; notes the sample's ending when there is a stop in its text."""
+        stream, num_before, num_kept = sample.stream, sample.stream.num_tokens, len(event.token_ids)
         try:
             text = self._text(stream, event, request)
-            ending = None
-            if stream.matched is not None:
-                ending = FinishReason("stop", matched=stream.matched)
-                num_dropped = len(event.token_ids) - (stream.num_tokens - num_before)
         except RequestError as error:  # a stop_regex that takes too long ends its request, not the engine
-            text, ending = "", FinishReason("abort", message=str(error))
-        if ending is not None:
-            if finish is None:
-                receipt = self._finish(event.rid, event.index, ending)[0].receipt
-            finish = ending
-        if num_dropped and receipt is not None:  # forced tokens, which come several at once, behind the stop
-            del event.token_ids[-num_dropped:]
-            receipt.completion_tokens -= num_dropped
+            text, sample.ending = "", FinishReason("abort", message=str(error))
+        else:
+            if stream.matched is not None:
+                sample.ending = FinishReason("stop", matched=stream.matched)
+                num_kept = stream.num_tokens - num_before
+        sample.num_dropped = len(event.token_ids) - num_kept  # forced tokens, which come several at once
         return OutputDelta(
-            event.rid, event.index, text, event.token_ids, event.logprobs, event.prompt_logprobs, finish, receipt
+            event.rid,
+            event.index,
+            text,
+            event.token_ids[:num_kept],
+            event.logprobs,
+            event.prompt_logprobs,
+            event.finish,
+            event.receipt,
         )
 
     def _text(self, stream: TextStream, event: TokenEvent, request: Request) -> str:
@@ -151,33 +211,36 @@ class OutputProcessor:
             text += stream.finish()
         return text
 
-    def start(self, handle: RequestHandle) -> None:
+    def started(self, rid: str) -> None:
         """Tells whoever waits that the request has been taken."""
+        handle = self._handles.get(rid)
+        if handle is None:  # it has ended meanwhile
+            return
         if handle.loop is None:
             handle.start()
         else:
             _call_in(handle.loop, handle.start)
 
-    def refuse(self, handle: RequestHandle, error: EngineError | RequestError) -> None:
-        """Ends a request that never reached the core."""
-        rid = handle.request.rid
-        del self._handles[rid]
+    def refused(self, rid: str, error: Refusal) -> None:
+        """Ends a request that never began."""
+        handle = self._handles.pop(rid)
         for index in range(handle.request.sampling.n):
-            del self._streams[rid, index]
-        self._fail(handle, error)
+            del self._samples[rid, index]
+        _put(handle, error)
 
-    def fail(self, error: EngineError) -> None:
+    def failed(self, error: EngineError) -> None:
         """Every open request gets the error."""
         for handle in self._handles.values():
-            self._fail(handle, error)
+            _put(handle, error)
         self._handles.clear()
-        self._streams.clear()
+        self._samples.clear()
 
-    def _fail(self, handle: RequestHandle, error: EngineError | RequestError) -> None:
-        if handle.loop is None:
-            handle.put(error)
-        else:
-            _call_in(handle.loop, handle.put, error)
+
+def _put(handle: RequestHandle, error: Refusal) -> None:
+    if handle.loop is None:
+        handle.put(error)
+    else:
+        _call_in(handle.loop, handle.put, error)
 
 
 def _put_all(items: list[tuple[RequestHandle, OutputDelta]]) -> None:

@@ -213,12 +213,12 @@ class Scheduler:
                 seq.pages += pages
                 break
             victim = self.running[-1]
-            self._preempt(victim)
+            self.preempt(victim)
             if victim is seq:
                 return False
         return True
 
-    def _preempt(self, seq: Sequence) -> None:
+    def preempt(self, seq: Sequence) -> None:
         """Back to the head of the queue; its full pages stay in the tree until somebody needs the room."""
         self._release(seq)
         seq.status = Status.WAITING

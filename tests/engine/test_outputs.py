@@ -1,4 +1,4 @@
-"""The output processor alone: a request whose stop_regex misbehaves ends by itself."""
+"""The output processor alone: stops in the text, and the engine's last event that each waits for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sgjax.engine.outputs import OutputProcessor, RequestHandle
+from sgjax.engine.outputs import OutputProcessor, RequestHandle, Stop
+from sgjax.errors import EngineError, QueueFull
 from sgjax.text import Tokenizer, load_tokenizer
 from sgjax.types import FinishReason, OutputDelta, Receipt, Request, RequestError, SamplingParams, TokenEvent
 
@@ -16,54 +17,73 @@ def tokenizer(embedded_model_path: Path) -> Tokenizer:
     return load_tokenizer(embedded_model_path)
 
 
-class Core:
-    """Records what the processor ends."""
+class Processed:
+    """A processor with one request, whose tokens are those of `pieces`, an event each."""
 
-    def __init__(self) -> None:
-        self.finished: list[tuple[str, FinishReason]] = []
+    def __init__(self, tokenizer: Tokenizer, **stops: str):
+        self.outputs = OutputProcessor(tokenizer)
+        self.handle = RequestHandle(Request(rid="a", input_ids=(1,), sampling=SamplingParams(**stops)), None)  # type: ignore[arg-type]
+        self.outputs.open(self.handle)()
+        self._tokenizer = tokenizer
 
-    def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
-        self.finished.append((rid, reason))
-        return [TokenEvent(rid, index or 0, [], finish=reason, receipt=Receipt(completion_tokens=3))]
+    def event(self, text: str, finish: FinishReason | None = None) -> list[Stop]:
+        receipt = None if finish is None else Receipt(completion_tokens=9)
+        return self.outputs.process([TokenEvent("a", 0, self._tokenizer.encode(text), finish=finish, receipt=receipt)])
 
-
-def run(tokenizer: Tokenizer, core: Core, text: str, finish: FinishReason | None = None, **stops: str) -> OutputDelta:
-    """The delta of one event that brings all tokens of `text`."""
-    outputs = OutputProcessor(tokenizer, core.finish)
-    request = Request(rid="a", input_ids=(1,), sampling=SamplingParams(**stops))  # type: ignore[arg-type]
-    handle = RequestHandle(request, None)
-    outputs.add(handle, outputs.open_streams(request))
-    outputs.process([TokenEvent("a", 0, tokenizer.encode(text), finish=finish)], lambda rid: None)
-    return next(iter(handle))
+    def delta(self) -> OutputDelta:
+        return next(iter(self.handle))
 
 
-def test_a_stop_ends_the_request(tokenizer: Tokenizer):
-    core = Core()
-    delta = run(tokenizer, core, "one two three", stop=" two")
-    assert (delta.text, delta.finish) == ("one", FinishReason("stop", matched=" two"))
+def test_a_stop_is_told_to_the_engine_and_its_last_event_awaited(tokenizer: Tokenizer):
+    stop = FinishReason("stop", matched=" two")
+    processed = Processed(tokenizer, stop=" two")
+    assert processed.event("one two three") == [Stop("a", 0, stop)]
+    assert not processed.handle.has_queued
+    assert processed.event(" four") == []  # of a step that was at work already
+    assert processed.event("", FinishReason("abort")) == []
+    delta = processed.delta()
+    assert (delta.text, delta.finish) == ("one", stop)
     assert tokenizer.decode(delta.token_ids) == "one two"  # what came with the stop in one event, behind it, is dropped
-    assert delta.receipt == Receipt(completion_tokens=2)
-    assert core.finished == [("a", FinishReason("stop", matched=" two"))]
+    assert delta.receipt == Receipt(completion_tokens=7)
 
 
 def test_a_stop_in_the_last_token_wins_over_the_length(tokenizer: Tokenizer):
-    core = Core()
-    delta = run(tokenizer, core, "one two", FinishReason("length"), stop=" two")
-    assert delta.finish == FinishReason("stop", matched=" two")
-    assert core.finished == []  # the core has ended it already
+    processed = Processed(tokenizer, stop=" two")
+    assert processed.event("one two", FinishReason("length")) == []  # the core has ended it already
+    assert processed.delta().finish == FinishReason("stop", matched=" two")
 
 
 def test_a_regex_that_backtracks_without_end_aborts_its_request_alone(tokenizer: Tokenizer):
-    core = Core()
-    delta = run(tokenizer, core, "x" * 60 + "!a", stop_regex=r"(\w|\w\w)+!\d")
-    assert delta.finish is not None
-    assert delta.finish.kind == "abort"
-    assert "stop_regex" in (delta.finish.message or "")
-    assert [rid for rid, _ in core.finished] == ["a"]
+    processed = Processed(tokenizer, stop_regex=r"(\w|\w\w)+!\d")
+    (stop,) = processed.event("x" * 60 + "!a")
+    assert stop.rid == "a"
+    processed.event("", stop.reason)
+    finish = processed.delta().finish
+    assert finish is not None
+    assert finish.kind == "abort"
+    assert "stop_regex" in (finish.message or "")
 
 
 def test_a_regex_that_only_re_accepts_is_refused_in_the_callers_thread(tokenizer: Tokenizer):
-    outputs = OutputProcessor(tokenizer, Core().finish)
-    request = Request(rid="a", input_ids=(1,), sampling=SamplingParams(stop_regex="x{e<1"))
     with pytest.raises(RequestError, match="stop_regex"):
-        outputs.open_streams(request)
+        Processed(tokenizer, stop_regex="x{e<1")
+
+
+@pytest.mark.parametrize("refusal", [RequestError("rid", "is in use"), QueueFull("1 waits"), EngineError("is closed")])
+def test_a_refusal_reaches_who_waits_for_the_start_and_who_reads(tokenizer: Tokenizer, refusal: Exception):
+    processed = Processed(tokenizer)
+    processed.outputs.refused("a", refusal)  # type: ignore[arg-type]
+    with pytest.raises(type(refusal)):
+        processed.handle.wait_started()
+    with pytest.raises(type(refusal)):
+        processed.delta()
+
+
+def test_a_failure_after_the_first_delta_is_raised_by_reading_alone(tokenizer: Tokenizer):
+    processed = Processed(tokenizer)
+    processed.event("one")
+    processed.outputs.failed(EngineError("has failed"))
+    processed.handle.wait_started()
+    assert processed.delta().text == "one"
+    with pytest.raises(EngineError):
+        processed.delta()

@@ -95,7 +95,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if engine is None:
             return 1
         stack.enter_context(engine)
-        defaults = {**sampling_defaults(engine.generation_defaults), **given}
+        defaults = {**sampling_defaults(engine.info.generation_defaults), **given}
         try:
             if has_lines:
                 return generate_lines(engine, source, sink, defaults)

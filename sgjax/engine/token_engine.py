@@ -1,0 +1,236 @@
+"""`TokenEngine`: a model at work on token ids. Text is `Engine`'s, or another process's."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import time
+import weakref
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import numpy as np
+
+from sgjax.config import ConfigError
+from sgjax.engine.build import BuiltEngine
+from sgjax.engine.info import EngineStats, LiveSnapshot, StepReport
+from sgjax.engine.live import take_live_snapshot
+from sgjax.engine.loop import EngineLoop, EventSink
+from sgjax.engine.runner import Runner
+from sgjax.engine.sequence import Sequence
+from sgjax.grammar import GrammarCompiler
+from sgjax.models.checkpoint.base import CheckpointError
+from sgjax.models.errors import ModelError
+from sgjax.models.loader import load_model
+from sgjax.types import Request, RequestError
+
+PauseMode = Literal["abort", "retract", "in_place"]
+
+
+class TokenEngine:
+    """Takes requests, sends token events to a sink, and can be controlled while it runs. Safe to use from any thread.
+
+    Args:
+      built: owned by this object from now on.
+      sink: where events go; called by the engine's thread.
+    """
+
+    def __init__(self, built: BuiltEngine, sink: EventSink):
+        self.info = built.info
+        self.config = built.config
+        self._core = built.core
+        self._grammars = built.grammars
+        self._eos_token_ids = built.tokenizer.eos_token_ids
+        # A sequence that outgrew the whole pool could never be finished.
+        self._max_total_tokens = built.num_pages * built.config.page_size
+        self._rng = np.random.default_rng(self.config.random_seed)
+        self._loop = EngineLoop(built.core, sink, max_queued=self.config.max_queued_requests)
+        # Also when nobody closes it: threads at work in native code while the interpreter ends would abort the process.
+        # Registered after jax's own clean-up, and so run before it, which a finalizer's own hook would not be.
+        self._shut_down = weakref.finalize(self, _shut_down, self._loop, built.grammars, built.core.runner)
+        atexit.register(self._shut_down)
+
+    def submit_tokens(
+        self, request: Request, register: Callable[[], None], *, bounded: bool = True, arrival_s: float | None = None
+    ) -> None:
+        """Validates and queues a request; returns at once.
+
+        Args:
+          register: called in the engine's thread before the request's first event reaches the sink.
+          bounded: refuse when `max_queued_requests` are waiting.
+          arrival_s: when the client's request came, by `time.monotonic`; times of the receipt count from there.
+
+        Raises:
+          RequestError: the request could never run; names the field. A refused grammar is told to the sink, since
+            grammars are compiled after this returns.
+          QueueFull: too many are waiting.
+          EngineError: the engine has failed or is closed.
+        """
+        request.validate(
+            vocab_size=self.info.vocab_size,
+            context_length=self.info.context_length,
+            max_total_tokens=self._max_total_tokens,
+        )
+        spec = request.sampling.grammar
+        self._loop.submit(
+            request,
+            self._sequences(request, time.monotonic() if arrival_s is None else arrival_s),
+            register,
+            bounded=bounded,
+            grammar=None if spec is None else self._grammars.compile(spec),
+            jump_forward=not self.config.disable_jump_forward,
+        )
+
+    def _sequences(self, request: Request, arrival_s: float) -> list[Sequence]:
+        sampling = request.sampling
+        seed = sampling.seed if sampling.seed is not None else int(self._rng.integers(2**62))
+        stop_ids = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            stop_ids |= frozenset(self._eos_token_ids)
+        return [
+            Sequence(
+                request,
+                index,
+                seed=seed + index,
+                stop_ids=stop_ids,
+                context_length=min(self.info.context_length, self._max_total_tokens),
+                arrival_s=arrival_s,
+            )
+            for index in range(sampling.n)
+        ]
+
+    def abort(self, rid: str) -> bool:
+        """Ends a request and frees its pages. False when it is unknown or has ended."""
+        return self._loop.abort(rid)
+
+    # --- operating --------------------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        return self._loop.is_alive
+
+    @property
+    def failure(self) -> Exception | None:
+        """What stopped the engine, when it was not `close`."""
+        return self._loop.failure
+
+    def stats(self) -> EngineStats:
+        """A consistent picture, taken between two steps."""
+        return self._loop.call(self._stats)
+
+    def live(self, max_nodes: int) -> LiveSnapshot:
+        """What people look at, taken between two steps, with at most `max_nodes` nodes of the prefix tree."""
+        scheduler = self._core.scheduler
+        return self._loop.call(lambda: take_live_snapshot(scheduler, self._stats(), max_nodes))
+
+    def _stats(self) -> EngineStats:
+        scheduler, compiler = self._core.scheduler, self._core.runner.compiler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_grammar_queue=self._loop.num_grammar_queue,
+            counters=dataclasses.replace(scheduler.counters),
+            cache=scheduler.cache.stats(),
+            num_steps_compiled=compiler.num_ready,
+            all_compiled=compiler.complete,
+            num_late_compiles=compiler.num_late,
+            num_integrity_failures=self._loop.num_integrity_failures,
+            weight_version=self._loop.weight_version,
+            is_paused=self._loop.is_paused,
+        )
+
+    def step_report(self) -> StepReport | None:
+        """The step at work and for how long, None between steps. Never waits, so that it tells of a step that hangs."""
+        return self._core.report()
+
+    def flush_cache(self) -> int:
+        """Forgets every cached prefix that no running request uses; returns the pages freed."""
+        return self._loop.call(self._core.scheduler.cache.flush)
+
+    def check(self) -> None:
+        """Raises AssertionError unless every page and slot is accounted for."""
+        self._loop.call(self._core.scheduler.check)
+
+    def pause(self, mode: PauseMode = "in_place") -> None:
+        """Stops stepping until `resume`; new requests wait. Pausing twice is fine.
+
+        Args:
+          mode: what becomes of running requests. "abort" ends them, "retract" puts them back in the queue with their
+            work in the cache, "in_place" holds them as they are.
+        """
+
+        def stop() -> None:
+            if mode == "abort":
+                self._loop.abort_all()
+            elif mode == "retract":
+                self._retract()
+            self._loop.pause()
+
+        self._loop.call(stop)
+
+    def resume(self) -> None:
+        """Goes on after `pause`."""
+        self._loop.call(self._loop.resume)
+
+    def _retract(self) -> None:
+        self._loop.deliver(self._core.retract())
+
+    def update_weights(self, model_path: str, weight_version: str | None = None) -> str:
+        """Puts another checkpoint of the same architecture in place of the weights, and forgets the cache.
+
+        Old and new weights are in memory together for a moment. Running requests go on with the new weights: what they
+        have computed is computed again.
+
+        Returns:
+          The version that receipts report from now on: the one given, or the path.
+
+        Raises:
+          RequestError: the checkpoint cannot be read or is not of this architecture; the old weights go on serving.
+        """
+        runner = self._core.runner
+        try:
+            loaded = load_model(self.config.replace(model_path=model_path, load_format="auto"))
+        except (CheckpointError, ModelError, ConfigError) as error:
+            raise RequestError("model_path", str(error)) from None
+        if loaded.config != runner.model.config:
+            raise RequestError("model_path", f"{model_path} is not of the architecture and sizes that are served")
+        version = weight_version or model_path
+
+        def swap() -> None:
+            self._retract()
+            self._core.scheduler.cache.flush()
+            runner.model = dataclasses.replace(runner.model, params=loaded.params)
+            self._loop.weight_version = version
+
+        self._loop.call(swap)
+        return version
+
+    def start_profile(self, output_dir: str) -> None:
+        """Begins a trace that TensorBoard and Perfetto read. Raises RequestError when one is running."""
+        try:
+            jax.profiler.start_trace(output_dir)
+        except (RuntimeError, OSError) as error:
+            raise RequestError("output_dir", str(error)) from None
+
+    def stop_profile(self) -> None:
+        """Writes the trace. Raises RequestError when none is running."""
+        try:
+            jax.profiler.stop_trace()
+        except RuntimeError as error:
+            raise RequestError("profile", str(error)) from None
+
+    def wait_until_compiled(self) -> None:
+        """Until the background has compiled every bucket."""
+        self._core.runner.compiler.wait()
+
+    def close(self) -> None:
+        """Stops after the step at hand. Open requests get an `EngineError`. Closing twice is fine."""
+        self._shut_down()
+        atexit.unregister(self._shut_down)
+
+
+def _shut_down(loop: EngineLoop, grammars: GrammarCompiler, runner: Runner) -> None:
+    loop.close()
+    grammars.close()
+    runner.close()

@@ -1,0 +1,109 @@
+"""Controls of a running engine: pause, new weights, a report of the step at work, traces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sgjax
+from sgjax.types import RequestError
+
+LONG = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[sgjax.Engine]:
+    with sgjax.Engine(
+        "embedded", dtype="float32", max_total_tokens=4096, max_running_requests=4, skip_warmup=True
+    ) as engine:
+        yield engine
+
+
+def last(stream: Iterator[sgjax.GenerateOutput]) -> sgjax.GenerateOutput:
+    *_, output = stream
+    return output
+
+
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+def test_a_pause_changes_no_token(engine: sgjax.Engine, mode):
+    prompt = "Rain fell on the harbour, and"
+    expected = engine.generate(prompt, LONG).output_ids
+    engine.flush_cache()
+    stream = engine.stream(prompt, LONG)
+    next(stream)
+    engine.pause(mode)
+    paused = engine.stats()
+    assert paused.is_paused
+    assert (paused.num_running, paused.num_waiting) == ((1, 0) if mode == "in_place" else (0, 1))
+    num_generated = engine.stats().counters.generated_tokens
+    time.sleep(0.1)
+    assert engine.stats().counters.generated_tokens == num_generated
+    engine.resume()
+    output = last(stream)
+    assert output.output_ids == expected
+    assert output.receipt.preemptions == (mode == "retract")
+    engine.check()
+
+
+def test_a_pause_that_aborts_ends_all_and_lets_new_ones_wait(engine: sgjax.Engine):
+    stream = engine.stream("Rain fell", LONG)
+    next(stream)
+    engine.pause("abort")
+    assert last(stream).finish.kind == "abort"
+    waiting = engine.submit(
+        sgjax.Request(rid="later", input_ids=(1, 2, 3), sampling=sgjax.SamplingParams(max_new_tokens=2))
+    )
+    assert engine.stats().num_waiting == 1
+    engine.resume()
+    assert [delta.finish for delta in waiting][-1].kind == "length"
+
+
+def test_new_weights_serve_without_a_restart(engine: sgjax.Engine, embedded_model_path: Path):
+    prompt = "The capital of France is"
+    before = engine.generate(prompt, {"temperature": 0, "max_new_tokens": 8})
+    assert before.receipt.weight_version == "default"
+    stream = engine.stream("Rain fell on the harbour, and", LONG)
+    next(stream)
+    assert engine.update_weights(str(embedded_model_path), "step-2") == "step-2"
+    output = last(stream)  # which was under way goes on
+    assert len(output.output_ids) == 60
+    assert output.receipt.weight_version == engine.stats().weight_version == "step-2"
+    num_compiled = engine.stats().num_steps_compiled
+    after = engine.generate(prompt, {"temperature": 0, "max_new_tokens": 8})
+    assert after.output_ids == before.output_ids
+    assert after.receipt.cached_tokens == 0  # computed with the old weights, so forgotten
+    assert engine.stats().num_steps_compiled == num_compiled
+
+
+def test_weights_that_do_not_fit_are_refused_and_the_old_ones_serve(engine: sgjax.Engine, tmp_path: Path):
+    version = engine.stats().weight_version
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(RequestError, match="model_path"):
+            engine.update_weights(str(path))
+    assert engine.stats().weight_version == version
+    assert engine.generate("Hello", {"max_new_tokens": 2}).finish.kind == "length"
+
+
+def test_a_step_at_work_reports_its_requests_and_shape(engine: sgjax.Engine, monkeypatch):
+    core = engine._core
+    reports = []
+    collect = core.runner.collect
+    monkeypatch.setattr(core.runner, "collect", lambda handle: reports.append(engine.step_report()) or collect(handle))
+    engine.generate("Hello there", LONG | {"max_new_tokens": 3}, rid="who")
+    assert {report.rids for report in reports} == {("who",)}
+    assert all(report.seconds >= 0 and report.shape[0] >= report.shape[1] >= 1 for report in reports)
+    assert engine.step_report() is None
+
+
+def test_a_trace_is_written(engine: sgjax.Engine, tmp_path: Path):
+    with pytest.raises(RequestError, match="profile"):
+        engine.stop_profile()
+    engine.start_profile(str(tmp_path))
+    with pytest.raises(RequestError, match="output_dir"):
+        engine.start_profile(str(tmp_path))
+    engine.generate("Hello", {"max_new_tokens": 2})
+    engine.stop_profile()
+    assert list(tmp_path.rglob("*.xplane.pb"))
