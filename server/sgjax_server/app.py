@@ -12,6 +12,8 @@ from sgjax import __version__
 from sgjax_server.config import ServerConfig
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
+from sgjax_server.in_flight import TokensInFlight
+from sgjax_server.middleware.request_log import RequestLog
 from sgjax_server.middleware.stack import middleware_stack
 from sgjax_server.programs.pool import ProgramPool
 from sgjax_server.routes import chat, completions, control, generate, health, info, models, program
@@ -28,10 +30,15 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
         yield
         host.close()
 
-    app = FastAPI(title="sgjax", version=__version__, lifespan=lifespan, middleware=middleware_stack(config))
+    request_log = RequestLog(config.log_requests)
+    app = FastAPI(
+        title="sgjax", version=__version__, lifespan=lifespan, middleware=middleware_stack(config, request_log)
+    )
     app.state.host = host
     app.state.config = config
-    app.state.programs = ProgramPool(config.max_running_programs)
+    app.state.request_log = request_log
+    app.state.in_flight = TokensInFlight(config.max_tokens_in_flight)
+    app.state.programs = ProgramPool(config.max_running_programs, app.state.in_flight)
     app.state.started_s = int(time.time())
     add_error_handlers(app)
     for module in (health, info, models, generate, chat, completions, program, control):

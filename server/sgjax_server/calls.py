@@ -14,6 +14,7 @@ from sgjax_server.errors import ClientGone
 
 if TYPE_CHECKING:
     from sgjax_server.engine_api import ServedEngine
+    from sgjax_server.routes.context import Context
 
 # Longer texts are tokenised in a thread, so that they do not hold up the streams of others.
 _INLINE_CHARS = 8192
@@ -44,7 +45,7 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
 
 
 class Call:
-    """The engine requests of one HTTP call.
+    """The engine requests of one HTTP call, which its record counts and the limit of tokens in flight.
 
     Whoever makes a Call must `close` it in the end, which aborts what has not finished.
 
@@ -52,20 +53,25 @@ class Call:
       RequestError, QueueFull: from the engine, for any of the requests; then none of them stays in it.
     """
 
-    def __init__(self, engine: ServedEngine, requests: Sequence[Request]):
+    def __init__(self, context: Context, requests: Sequence[Request]):
         self.requests = requests
-        self._engine = engine
+        self._engine = engine = context.engine
+        self._record = context.record
+        self._in_flight = context.in_flight
         self._num_running = {request.rid: request.sampling.n for request in requests}
         self._handles = []
         if len(self._num_running) < len(requests):
             raise RequestError("rid", "the ids of a batch must differ")
+        self._num_tokens = self._in_flight.take(requests, engine.info.context_length)
         try:
             for request in requests:
                 self._handles.append(engine.submit(request))
         except BaseException:
             for request in requests[: len(self._handles)]:
                 engine.abort(request.rid)
+            self._in_flight.give_back(self._num_tokens)
             raise
+        self._record.begin(requests)
 
     @property
     def has_grammar(self) -> bool:
@@ -91,6 +97,8 @@ class Call:
             if num_running:
                 self._engine.abort(rid)
         self._num_running.clear()
+        self._in_flight.give_back(self._num_tokens)
+        self._num_tokens = 0
 
     async def collect(self) -> list[list[GenerateOutput]]:
         """The finished samples of each request, in order."""
@@ -123,6 +131,7 @@ class Call:
     def _note(self, delta: OutputDelta) -> None:
         if delta.finish is not None:
             self._num_running[delta.rid] -= 1
+            self._record.end(delta.finish, delta.receipt)
 
     async def _arrivals(self) -> AsyncIterator[tuple[int, OutputDelta | None, bool]]:
         """(Number of the request, delta or None at its end, whether nothing further has arrived yet)."""

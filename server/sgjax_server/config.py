@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import ssl
 from typing import Any, Literal
 
 from sgjax.config import ConfigError, setting
 
+LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+RequestDetail = Literal["off", "metadata", "full"]
+"""No line per request; one without anything that a client wrote or was answered; one with both bodies."""
 
 
 def _secret(variable: str, help: str) -> Any:
@@ -37,8 +41,16 @@ class ServerConfig:
     ssl_keyfile_password: str | None = _secret("SGJAX_SSL_KEYFILE_PASSWORD", "Password of the private key")
     max_request_bytes: int = setting(32 * 2**20, "Longest body of a request, in bytes")
     request_body_timeout_s: float = setting(60.0, "Seconds until a request's headers, and then its body, must be here")
+    request_timeout_s: float | None = setting(None, "Seconds until an unfinished request is ended; default: never")
+    max_tokens_in_flight: int | None = setting(
+        None, "Tokens that live requests may come to before new ones are refused; default: no limit"
+    )
     max_running_programs: int = setting(128, "Programs at work at once before /run_program refuses more")
-    log_level: LogLevel = setting("info", "Least severe log lines shown; debug includes one line per HTTP request")
+    log_level: LogLevel = setting("info", "Least severe log lines shown")
+    log_format: LogFormat = setting("text", "Form of log lines")
+    log_requests: RequestDetail = setting(
+        "off", "One log line per request: none, without contents, or with both bodies"
+    )
 
     def __post_init__(self):
         if not 0 <= self.port <= 65535:
@@ -46,8 +58,11 @@ class ServerConfig:
         for name in ("stream_interval", "max_running_programs", "max_request_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"must be at least 1, not {getattr(self, name)}")
-        if self.request_body_timeout_s <= 0:
-            raise ConfigError("request_body_timeout_s", f"must be positive, not {self.request_body_timeout_s}")
+        if self.max_tokens_in_flight is not None and self.max_tokens_in_flight < 1:
+            raise ConfigError("max_tokens_in_flight", f"must be at least 1, not {self.max_tokens_in_flight}")
+        for name in ("request_body_timeout_s", "request_timeout_s"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ConfigError(name, f"must be positive, not {value}")
         for name in ("api_key", "admin_api_key"):
             if (key := getattr(self, name)) is not None and not (key.isascii() and key.isprintable() and key.strip()):
                 raise ConfigError(name, "must be printable ASCII, and not empty")

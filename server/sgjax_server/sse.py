@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from sgjax_server.calls import until_disconnected
 from sgjax_server.errors import ApiError, anthropic_error, as_api_error, ollama_error, openai_error
+from sgjax_server.middleware.timeout import taken_timeout, timeout_error
+
+# How long a stream that is ended early may take to say so.
+_LAST_WORDS_S = 1.0
 
 DONE = b"data: [DONE]\n\n"
 
@@ -71,13 +76,18 @@ class EventStream(Response):
         # Sending alone would not do: a request that waits in the queue has nothing to send for long.
         writer = asyncio.create_task(self._write(send))
         watcher = asyncio.create_task(until_disconnected(receive))
+        timeout_s = taken_timeout(scope)
         try:
-            await asyncio.wait((writer, watcher), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait((writer, watcher), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (writer, watcher):
                 task.cancel()
             await asyncio.gather(writer, watcher, return_exceptions=True)
             self._close()
+        if not done:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):  # it may be late because its client does not read
+                    await self._end(send, timeout_error())
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -87,5 +97,10 @@ class EventStream(Response):
         except OSError:
             return  # the client is gone
         except Exception as error:
-            await send({"type": "http.response.body", "body": self._form.error(as_api_error(error)), "more_body": True})
-        await send({"type": "http.response.body", "body": self._form.end, "more_body": False})
+            await self._end(send, as_api_error(error))
+        else:
+            await self._end(send)
+
+    async def _end(self, send: Send, error: ApiError | None = None) -> None:
+        last = self._form.end if error is None else self._form.error(error) + self._form.end
+        await send({"type": "http.response.body", "body": last, "more_body": False})

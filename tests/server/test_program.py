@@ -14,6 +14,7 @@ import pytest
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
+from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.programs import budget, pool
 from sgjax_server.programs.run import ProgramRun
 from sgjax_server.schemas.program import ProgramRequest
@@ -282,7 +283,7 @@ def test_leaving_a_stream(client: httpx.Client, engine: sgjax.Engine, app):
 
 async def test_closing_a_run_frees_its_pages_at_once(engine: sgjax.Engine):
     ended = threading.Event()
-    run = ProgramRun(engine, ProgramRequest(**body(endless, LONG), stream=True).call(), ended.set)
+    run = ProgramRun(engine, ProgramRequest(**body(endless, LONG), stream=True).call(), ended.set, TokensInFlight())
     async for event in run.events():
         if event["type"] == "delta":
             break

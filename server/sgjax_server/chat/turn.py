@@ -88,7 +88,7 @@ async def start_turn(turn: ChatTurn, context: Context) -> ChatCall:
         priority=turn.priority,
         extra_key=turn.extra_key,
     )
-    call = Call(context.engine, [request])
+    call = Call(context, [request])
     await started(call, context.receive)
     return ChatCall(call, input_ids)
 

@@ -11,9 +11,11 @@ from starlette.middleware.cors import CORSMiddleware
 from sgjax_server.config import ServerConfig
 from sgjax_server.middleware.access import RequireApiKey
 from sgjax_server.middleware.body import ReadBody
+from sgjax_server.middleware.request_log import LogRequests, RequestLog
+from sgjax_server.middleware.timeout import LimitTime
 
 
-def middleware_stack(config: ServerConfig) -> list[Middleware]:
+def middleware_stack(config: ServerConfig, request_log: RequestLog) -> list[Middleware]:
     """Outermost first."""
     stack = []
     if config.cors_allow_origins:
@@ -27,6 +29,9 @@ def middleware_stack(config: ServerConfig) -> list[Middleware]:
                 expose_headers=["Retry-After"],
             )
         )
+    stack.append(Middleware(LogRequests, request_log=request_log))
     stack.append(Middleware(RequireApiKey, config=config))
     stack.append(Middleware(ReadBody, max_bytes=config.max_request_bytes, timeout_s=config.request_body_timeout_s))
+    if config.request_timeout_s is not None:
+        stack.append(Middleware(LimitTime, timeout_s=config.request_timeout_s))
     return stack

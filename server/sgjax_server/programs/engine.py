@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sgjax.lang.backends.engine import EngineBackend
 from sgjax.lang.chat_format import FIXED_FORMATS
 from sgjax.types import GenerateOutput, QueueFull, Request, SamplingParams
+from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.programs.budget import Budget
 
 if TYPE_CHECKING:
@@ -31,24 +33,35 @@ class ProgramEngine:
       priority, extra_key: of every request.
     """
 
-    def __init__(self, engine: ServedEngine, budget: Budget, *, rid: str, priority: int, extra_key: str):
+    def __init__(
+        self,
+        engine: ServedEngine,
+        budget: Budget,
+        in_flight: TokensInFlight,
+        *,
+        rid: str,
+        priority: int,
+        extra_key: str,
+    ):
         self.tokenizer = engine.tokenizer
         self._engine = engine
         self._budget = budget
+        self._in_flight = in_flight
         self._rid = rid
         self._options = {"priority": priority, "extra_key": extra_key}
         self._lock = threading.Lock()
         self._num_requests = 0
-        self._live: set[str] = set()
+        self._live: dict[str, int] = {}  # id to tokens in flight
         self._ended = threading.Event()
 
     def end(self) -> None:
         """Aborts everything at work, and refuses what comes. Ending twice is fine."""
         with self._lock:
             self._ended.set()
-            live, self._live = self._live, set()
-        for rid in live:
+            live, self._live = self._live, {}
+        for rid, num_tokens in live.items():
             self._engine.abort(rid)
+            self._in_flight.give_back(num_tokens)
 
     def generate(
         self, *, input_ids: Any, sampling_params: SamplingParams, **options: Any
@@ -88,14 +101,19 @@ class ProgramEngine:
             with self._lock:  # so that none begins after `end` has looked
                 if self._ended.is_set():
                     raise ProgramEnded("the program has ended")
-                try:
-                    handle = self._engine.submit(request)
-                except QueueFull:
-                    pass
-                else:
-                    self._live.add(rid)
-                    return handle
+                with contextlib.suppress(QueueFull):
+                    return self._submit_now(request)
             self._ended.wait(_QUEUE_FULL_S)
+
+    def _submit_now(self, request: Request) -> RequestHandle:
+        num_tokens = self._in_flight.take([request], self._engine.info.context_length)
+        try:
+            handle = self._engine.submit(request)
+        except BaseException:
+            self._in_flight.give_back(num_tokens)
+            raise
+        self._live[request.rid] = num_tokens
+        return handle
 
     def _finished(self, handle: RequestHandle) -> list[GenerateOutput]:
         request = handle.request
@@ -108,17 +126,19 @@ class ProgramEngine:
     def _settle(self, handle: RequestHandle, outputs: Sequence[GenerateOutput]) -> None:
         """All samples have finished: the id may be somebody else's from now on."""
         with self._lock:
-            self._live.discard(handle.request.rid)
+            num_tokens = self._live.pop(handle.request.rid, 0)
+        self._in_flight.give_back(num_tokens)
         num_used = sum(len(output.output_ids) for output in outputs)
         self._budget.return_tokens(self._most_tokens(handle.request) - num_used)
 
     def _close(self, handles: Sequence[RequestHandle]) -> None:
         """Aborts those that have not finished."""
         with self._lock:
-            open_rids = self._live.intersection(handle.request.rid for handle in handles)
-            self._live -= open_rids
-        for rid in open_rids:
+            rids = [handle.request.rid for handle in handles if handle.request.rid in self._live]
+            live = {rid: self._live.pop(rid) for rid in rids}
+        for rid, num_tokens in live.items():
             self._engine.abort(rid)
+            self._in_flight.give_back(num_tokens)
 
     def _most_tokens(self, request: Request) -> int:
         most = request.sampling.max_new_tokens

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from sgjax_server.errors import ApiError
+from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.programs.run import ProgramCall, ProgramRun
 
 if TYPE_CHECKING:
@@ -13,10 +14,15 @@ if TYPE_CHECKING:
 
 
 class ProgramPool:
-    """Starts programs, each in threads of its own, as long as fewer than `size` are running."""
+    """Starts programs, each in threads of its own, as long as fewer than `size` are running.
 
-    def __init__(self, size: int):
+    Args:
+      in_flight: what their requests count among.
+    """
+
+    def __init__(self, size: int, in_flight: TokensInFlight):
         self._size = size
+        self._in_flight = in_flight
         self._num_running = 0
         self._lock = threading.Lock()
 
@@ -36,7 +42,7 @@ class ProgramPool:
                 raise ApiError(429, f"{self._num_running} programs are running, the limit", code="too_many_programs")
             self._num_running += 1
         try:
-            return ProgramRun(engine, call, self._ended)
+            return ProgramRun(engine, call, self._ended, self._in_flight)
         except BaseException:  # no thread can be had
             self._ended()
             raise

@@ -25,7 +25,7 @@ async def completions(body: CompletionRequest, context: ContextDep) -> Response:
     with fields_named(body.param_names):
         prompts = await _prompts(body, context)
         requests = _requests(body, [ids for _, ids in prompts], context)
-        call = Call(context.engine, requests)
+        call = Call(context, requests)
         await started(call, context.receive)
     echoes = [text if body.echo else "" for text, _ in prompts]
     head = {"id": requests[0].rid, "object": "text_completion", "created": int(time.time())}

@@ -10,6 +10,8 @@ from pydantic_core import to_json
 
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
+from sgjax_server.in_flight import TokensInFlight
+from sgjax_server.middleware.request_log import RequestRecord
 from sgjax_server.sampling_defaults import sampling_defaults
 from sgjax_server.tokens import TokenTexts
 
@@ -31,6 +33,8 @@ class Context:
         self.server_config: ServerConfig = state.config
         self.model_name: str = self.server_config.served_model_name or self.engine.info.model_name
         self.started_s: int = state.started_s
+        self.in_flight: TokensInFlight = state.in_flight
+        self.record: RequestRecord = request.state.record
         self.receive = request.receive
 
     @property

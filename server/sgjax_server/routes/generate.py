@@ -23,7 +23,7 @@ async def generate(body: GenerateRequest, context: ContextDep) -> Response:
     requests = body.requests(prompt_ids)
     form = _Format(context, with_text=body.return_text_in_logprobs)
     is_single = not body.is_batch and requests[0].sampling.n == 1
-    call = Call(context.engine, requests)
+    call = Call(context, requests)
     await started(call, context.receive)
     if body.stream:
         return sse.EventStream(_events(call, form, context.stream_interval, is_single=is_single), call.close)
