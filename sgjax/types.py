@@ -117,6 +117,39 @@ class FinishReason:
 
 
 @dataclasses.dataclass(slots=True)
+class PromptParts:
+    """Where a prompt's tokens came from, and why not from the cache. The parts add up to the prompt.
+
+    Attributes:
+      cached: they were in the radix tree when the request arrived.
+      shared_in_flight: another request computed them while this one waited.
+      not_in_cache: from the page on in which the prompt first differs from everything that is cached.
+      evicted: they were cached once, and had to make room; only as far as that is remembered.
+      logprobs_recomputed: they are cached, but log-probabilities of the prompt were asked for.
+      cache_disabled: they were not looked up.
+      page_remainder: behind the last whole page that any cache could give; only whole pages are shared.
+      last_token: 1: the last token is always computed, for its logits. 0 where forced tokens follow the prompt.
+    """
+
+    cached: int = 0
+    shared_in_flight: int = 0
+    not_in_cache: int = 0
+    evicted: int = 0
+    logprobs_recomputed: int = 0
+    cache_disabled: int = 0
+    page_remainder: int = 0
+    last_token: int = 0
+
+    def add(self, other: PromptParts) -> None:
+        """Adds another prompt's parts to these."""
+        for name in _PROMPT_PARTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+_PROMPT_PARTS = tuple(field.name for field in dataclasses.fields(PromptParts))
+
+
+@dataclasses.dataclass(slots=True)
 class Receipt:
     """What one request cost and what the cache gave it. Times are seconds.
 
@@ -129,6 +162,7 @@ class Receipt:
       pages: KV pages held at the end. steps: steps that worked on the request.
       forced_tokens: completion tokens that the grammar forced, so that nothing had to be sampled (jump-forward).
       weight_version: of the weights that served at the end; "default" until they are replaced.
+      prompt_parts: the prompt by what the cache had for it (at first admission); None when it was never admitted.
     """
 
     queue_s: float = 0.0
@@ -143,6 +177,7 @@ class Receipt:
     preemptions: int = 0
     forced_tokens: int = 0
     weight_version: str = "default"
+    prompt_parts: PromptParts | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

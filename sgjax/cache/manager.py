@@ -25,7 +25,8 @@ from __future__ import annotations
 import array
 import dataclasses
 import secrets
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from sgjax.cache.radix import Node, RadixTree
 from sgjax.cache.snapshot import TreeSnapshot, take_snapshot
 
 TOKEN_BYTES = 4
+HISTORY_POOLS = 4  # evicted pages that are remembered, in pools
 
 
 class Prefix:
@@ -83,14 +85,22 @@ class CacheManager:
       num_pages: size of the KV pool.
       page_size: tokens per page.
       enabled: False shares nothing: every match is empty, and `insert` leaves pages with their sequence.
+      on_evicted: told the number of pages and the seconds of each eviction that made room.
     """
 
-    def __init__(self, num_pages: int, page_size: int, enabled: bool = True):
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        enabled: bool = True,
+        on_evicted: Callable[[int, float], None] = lambda num_pages, seconds: None,
+    ):
         self.num_pages = num_pages
         self.page_size = page_size
         self.enabled = enabled
         self._pages = PageAllocator(num_pages)
-        self._tree = RadixTree(page_size * TOKEN_BYTES)
+        self._tree = RadixTree(page_size * TOKEN_BYTES, history_pages=HISTORY_POOLS * num_pages)
+        self._on_evicted = on_evicted
         self._num_locks = 0
         self._num_evicted_pages = 0
         self._namespace_key = secrets.token_bytes(16)
@@ -157,7 +167,7 @@ class CacheManager:
         if num_missing > self._tree.num_evictable:
             return None
         if num_missing > 0:
-            self._num_evicted_pages += self._evict(num_missing)
+            self._make_room(num_missing)
         return self._pages.allocate(num_pages)
 
     def free(self, pages: Sequence[int]) -> None:
@@ -196,8 +206,18 @@ class CacheManager:
         return Prefix(num_tokens, tree_pages, node, locked=True)
 
     def flush(self) -> int:
-        """Drops whatever is not locked. Returns the number of pages freed."""
-        return self._evict(self._tree.num_evictable)
+        """Drops whatever is not locked, and the memory of what was evicted. Returns the number of pages freed."""
+        num_freed = self._evict(self._tree.num_evictable)
+        self._tree.history.clear()
+        return num_freed
+
+    def num_evicted(self, token_ids: np.ndarray, num_tokens: int, extra_key: str = "") -> int:
+        """How many tokens behind the first `num_tokens`, which are cached, were cached once and had to make room.
+
+        In whole pages without a gap. What was evicted long ago is forgotten, and counts as never cached.
+        """
+        key = _key(token_ids, len(token_ids))
+        return self._tree.num_evicted(key, num_tokens // self.page_size, extra_key.encode()) * self.page_size
 
     def stats(self) -> CacheStats:
         num_cached, num_evictable = self._tree.num_pages, self._tree.num_evictable
@@ -235,6 +255,12 @@ class CacheManager:
                 place[page] = name
         lost = [page for page in range(self.num_pages) if page not in place]
         assert not lost, f"pages {lost[:10]} ({len(lost)} in all) are nowhere: neither free, cached nor private"
+
+    def _make_room(self, num_pages: int) -> None:
+        started_s = time.perf_counter()
+        num_evicted = self._evict(num_pages)
+        self._num_evicted_pages += num_evicted
+        self._on_evicted(num_evicted, time.perf_counter() - started_s)
 
     def _evict(self, num_pages: int) -> int:
         freed = self._tree.evict(num_pages)

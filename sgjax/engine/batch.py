@@ -26,10 +26,11 @@ class Row:
 
 @dataclasses.dataclass(slots=True)
 class Batch:
-    """The work of one step."""
+    """The work of one step. `launched_s`: when it was given to the device, by `time.monotonic`."""
 
     kind: StepKind
     rows: list[Row]
+    launched_s: float = 0.0
 
     @property
     def constrained(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from sgjax.engine.core import EngineCore
 from sgjax.engine.info import EngineInfo
 from sgjax.engine.lowering import scratch_bytes
 from sgjax.engine.memory import pool_pages
+from sgjax.engine.metrics import EngineMetrics
+from sgjax.engine.observer import EngineObserver
 from sgjax.engine.packing import Packer
 from sgjax.engine.runner import Runner
 from sgjax.engine.scheduler import Scheduler
@@ -41,7 +44,10 @@ class BuiltEngine:
     tokenizer: Tokenizer
     core: EngineCore
     grammars: GrammarCompiler
+    metrics: EngineMetrics
     num_pages: int
+    kv_cache_bytes: int
+    startup_s: float
     device: str
 
     @property
@@ -57,6 +63,8 @@ class BuiltEngine:
             tokenizer_source=self.config.tokenizer_path or str(self.model.tokenizer_source),
             eos_token_ids=self.model.eos_token_ids,
             num_pages=self.num_pages,
+            kv_cache_bytes=self.kv_cache_bytes,
+            startup_s=self.startup_s,
             device=self.device,
         )
 
@@ -67,6 +75,7 @@ def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
     Raises:
       ConfigError, ModelError, CheckpointError: what cannot be served.
     """
+    started_s = time.monotonic()
     use_persistent_cache(config.compile_cache_dir)
     device = jax.devices()[0]
     try:
@@ -84,12 +93,26 @@ def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
         chat_template=config.chat_template,
         eos_token_ids=model.eos_token_ids,
     )
-    core, num_pages = _build_core(config, model, ops, device, on_progress)
+    metrics = EngineMetrics()
+    core, num_pages = _build_core(config, model, ops, device, metrics, on_progress)
     grammars = GrammarCompiler(
-        tokenizer.to_json(), vocab_size=model.config.vocab_size, eos_token_ids=tokenizer.eos_token_ids
+        tokenizer.to_json(),
+        vocab_size=model.config.vocab_size,
+        eos_token_ids=tokenizer.eos_token_ids,
+        on_compiled=metrics.on_grammar_compiled,
     )
     return BuiltEngine(
-        config, model, _model_name(config.model_path), tokenizer, core, grammars, num_pages, device.device_kind
+        config=config,
+        model=model,
+        model_name=_model_name(config.model_path),
+        tokenizer=tokenizer,
+        core=core,
+        grammars=grammars,
+        metrics=metrics,
+        num_pages=num_pages,
+        kv_cache_bytes=num_pages * _page_bytes(config, model),
+        startup_s=time.monotonic() - started_s,
+        device=device.device_kind,
     )
 
 
@@ -113,7 +136,7 @@ def resolve_config(config: EngineConfig, model: ModelConfig, platform: str) -> E
 
 
 def _build_core(
-    config: EngineConfig, model: LoadedModel, ops: Ops, device: Any, on_progress: Progress
+    config: EngineConfig, model: LoadedModel, ops: Ops, device: Any, observer: EngineObserver, on_progress: Progress
 ) -> tuple[EngineCore, int]:
     max_running, chunk, context = config.max_running_requests, config.chunked_prefill_size, config.context_length
     assert max_running is not None
@@ -131,7 +154,7 @@ def _build_core(
     )
     num_pages = pool_pages(
         device,
-        page_bytes=kv_bytes_per_page(model.config.kv_specs, page_size, config.kv_cache_dtype),
+        page_bytes=_page_bytes(config, model),
         page_size=page_size,
         scratch_bytes=scratch_bytes(model, ops, buckets, page_size, config.kv_cache_dtype),
         weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
@@ -152,7 +175,7 @@ def _build_core(
     if not config.skip_warmup:
         runner.warm_up(on_progress)
     scheduler = Scheduler(
-        CacheManager(num_pages, page_size, enabled=not config.disable_radix_cache),
+        CacheManager(num_pages, page_size, enabled=not config.disable_radix_cache, on_evicted=observer.on_evicted),
         SchedulerLimits(
             max_running=max_running,
             chunk_tokens=chunk,
@@ -161,6 +184,7 @@ def _build_core(
             policy=config.schedule_policy,
             aging_s=config.schedule_aging_s,
         ),
+        observer=observer,
     )
     packer = Packer(
         buckets,
@@ -169,7 +193,12 @@ def _build_core(
         page_size=page_size,
         vocab_size=model.config.vocab_size,
     )
-    return EngineCore(scheduler, packer, runner, overlap=not config.disable_overlap_schedule), num_pages
+    core = EngineCore(scheduler, packer, runner, overlap=not config.disable_overlap_schedule, observer=observer)
+    return core, num_pages
+
+
+def _page_bytes(config: EngineConfig, model: LoadedModel) -> int:
+    return kv_bytes_per_page(model.config.kv_specs, config.page_size, config.kv_cache_dtype)
 
 
 def _model_name(model_path: str) -> str:

@@ -8,6 +8,7 @@ Once everything is compiled, another compilation is a bug: it is counted (`num_l
 from __future__ import annotations
 
 import atexit
+import collections
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable
@@ -44,6 +45,12 @@ class StepCompiler:
         self.complete = False
         self.failure: BaseException | None = None
         self.num_late = 0
+
+    @property
+    def num_by_kind(self) -> dict[str, int]:
+        """How many keys of each type are compiled: {"forward": 40, "sample": 12, ...}."""
+        kinds = collections.Counter(type(key).__name__.removesuffix("Key").lower() for key in list(self._ready))
+        return dict(sorted(kinds.items()))
 
     @property
     def num_ready(self) -> int:

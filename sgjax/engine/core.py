@@ -11,6 +11,7 @@ from typing import Any
 
 from sgjax.engine.batch import Batch, Row
 from sgjax.engine.info import StepReport
+from sgjax.engine.observer import NOBODY, EngineObserver
 from sgjax.engine.packing import PackedStep, Packer
 from sgjax.engine.runner import Runner, StepHandle
 from sgjax.engine.scheduler import Scheduler
@@ -23,16 +24,27 @@ class EngineCore:
 
     Args:
       overlap: launch step n+1 before step n is read, so that the device never waits for the host.
+      observer: told of every step and event.
     """
 
-    def __init__(self, scheduler: Scheduler, packer: Packer, runner: Runner, *, overlap: bool = True):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        packer: Packer,
+        runner: Runner,
+        *,
+        overlap: bool = True,
+        observer: EngineObserver = NOBODY,
+    ):
         self.scheduler = scheduler
         self.packer = packer
         self.runner = runner
         self.overlap = overlap
+        self._observer = observer
         self._in_flight: tuple[Batch, StepHandle] | None = None
         self._started_s: float | None = None  # of the step at work
         self._at_work: tuple[Batch, PackedStep] | None = None
+        self._collected_s = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -42,7 +54,7 @@ class EngineCore:
         self.scheduler.add(seq)
 
     def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
-        return self.scheduler.finish(rid, index, reason)
+        return self._observed(self.scheduler.finish(rid, index, reason))
 
     def step(self) -> list[TokenEvent]:
         """Launches the next step and commits the one before; without overlap, the same one."""
@@ -87,6 +99,7 @@ class EngineCore:
             return None
         packed = self.packer.pack(batch)
         self._at_work = batch, packed
+        batch.launched_s = time.monotonic()
         handle = self.runner.launch(packed)
         if not batch.constrained:
             self.runner.sample(handle)
@@ -98,13 +111,16 @@ class EngineCore:
             return []
         self.packer.add_mask(handle.step, batch)
         self.runner.sample(handle)
-        return self.scheduler.finish_dead_grammars(batch)
+        return self._observed(self.scheduler.finish_dead_grammars(batch))
 
     def _commit(self, launched: tuple[Batch, StepHandle] | None) -> list[TokenEvent]:
         if launched is None:
             return []
         batch, handle = launched
         result = self.runner.collect(handle)
+        now_s = time.monotonic()
+        self._observer.on_step(batch, now_s - max(batch.launched_s, self._collected_s))
+        self._collected_s = now_s
         tokens = result.tokens.tolist()
         logprobs = prompt_logprobs = None
         if result.logprobs is not None:
@@ -114,7 +130,11 @@ class EngineCore:
             ]
         if result.prompt_logprobs is not None:
             prompt_logprobs = _of_prompts(result.prompt_logprobs, batch.rows)
-        return self.scheduler.commit(batch, tokens, logprobs, prompt_logprobs)
+        return self._observed(self.scheduler.commit(batch, tokens, logprobs, prompt_logprobs))
+
+    def _observed(self, events: list[TokenEvent]) -> list[TokenEvent]:
+        self._observer.on_events(events)
+        return events
 
 
 def _at(found: Any, i: int, token: int, seq: Sequence) -> TokenLogprobs:

@@ -21,6 +21,8 @@ class EngineInfo:
       tokenizer_source: the folder, or the GGUF file, that holds the tokenizer.
       eos_token_ids: ids that end an answer, beside those that the tokenizer's own files name.
       num_pages: size of the KV pool.
+      kv_cache_bytes: memory that the pool takes.
+      startup_s: from the start of loading until the first steps were compiled.
       device: kind and number of the devices, such as "cpu" or "NVIDIA H100".
     """
 
@@ -33,6 +35,8 @@ class EngineInfo:
     tokenizer_source: str
     eos_token_ids: tuple[int, ...]
     num_pages: int
+    kv_cache_bytes: int
+    startup_s: float
     device: str
 
 
@@ -41,6 +45,8 @@ class EngineStats:
     """A moment's state, and totals since the start.
 
     Attributes:
+      num_preempted: those of `num_waiting` that ran before and had to make room.
+      num_compiled_by_kind: executables ready, by what they compute.
       num_steps_compiled: executables ready. all_compiled: nothing is left to compile.
       num_late_compiles: compilations after that; anything but 0 is a bug.
       num_grammar_queue: requests whose grammar is being compiled.
@@ -50,10 +56,12 @@ class EngineStats:
 
     num_running: int
     num_waiting: int
+    num_preempted: int
     num_grammar_queue: int
     counters: SchedulerCounters
     cache: CacheStats
     num_steps_compiled: int
+    num_compiled_by_kind: dict[str, int]
     all_compiled: bool
     num_late_compiles: int
     num_integrity_failures: int

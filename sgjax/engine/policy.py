@@ -1,11 +1,14 @@
-"""In which order waiting sequences are considered for admission."""
+"""In which order waiting sequences are considered for admission, and which are passed over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
+import numpy as np
+
 from sgjax.config import SchedulePolicy
+from sgjax.engine.batch import Row
 from sgjax.engine.sequence import Sequence
 
 # Under lpm every candidate is matched against the tree, so only this many of the oldest are ranked in one step.
@@ -38,3 +41,19 @@ def order_waiting(
     lengths = {id(seq): match_len(seq) for seq in ranked}
     ranked.sort(key=lambda seq: -lengths[id(seq)])
     return old + ranked + rest
+
+
+def computed_by_another(seq: Sequence, page_start: int, page_end: int, rows: Seq[Row]) -> bool:
+    """Whether a row of this step computes the page that `seq` needs next, with these tokens, to share."""
+    if page_end > seq.match_limit:
+        return False
+    for row in rows:
+        other = row.seq
+        if (
+            other.target >= page_end
+            and other.request.extra_key == seq.request.extra_key
+            and np.array_equal(other.tokens[page_start:page_end], seq.tokens[page_start:page_end])
+            and np.array_equal(other.tokens[:page_start], seq.tokens[:page_start])
+        ):
+            return True
+    return False

@@ -23,11 +23,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sgjax.cache.manager import CacheManager, Prefix
 from sgjax.engine.batch import Batch, Row, SchedulerCounters, SchedulerLimits, StepKind
-from sgjax.engine.policy import order_waiting
+from sgjax.engine.observer import NOBODY, EngineObserver
+from sgjax.engine.policy import computed_by_another, order_waiting
+from sgjax.engine.prompt_parts import explain_prompt
 from sgjax.engine.sequence import Sequence, Status
 from sgjax.types import FinishReason, TokenEvent, TokenLogprobs
 
@@ -43,8 +43,16 @@ JUMP_GAIN = 2
 class Scheduler:
     """Owns every `Sequence` and its pages. Single-threaded."""
 
-    def __init__(self, cache: CacheManager, limits: SchedulerLimits, *, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        cache: CacheManager,
+        limits: SchedulerLimits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        observer: EngineObserver = NOBODY,
+    ):
         self.cache = cache
+        self._observer = observer
         self.limits = limits
         self.counters = SchedulerCounters()
         self.waiting: list[Sequence] = []
@@ -63,6 +71,7 @@ class Scheduler:
         """Queues a sequence whose request was validated."""
         self.counters.num_requests += 1
         self._count_generated(seq.receipt.completion_tokens, seq.receipt.forced_tokens)
+        seq.num_cached_at_arrival = self._match(seq).num_tokens
         self.waiting.append(seq)
 
     # --- scheduling -------------------------------------------------------------------------------------------
@@ -120,8 +129,9 @@ class Scheduler:
                 break
             if seq.num_pending:  # preempted while its last token is still on the device
                 continue
-            prefix = self.cache.match(seq.tokens[: seq.num_tokens], seq.request.extra_key, seq.match_limit)
-            if self._computed_by_another(seq, prefix, rows):
+            prefix = self._match(seq)
+            page_end = prefix.num_tokens + self.cache.page_size
+            if self.cache.enabled and computed_by_another(seq, prefix.num_tokens, page_end, rows):
                 continue
             if not self._admit(seq, prefix):
                 break  # whoever is first in order gets the next pages, however small the others are
@@ -134,35 +144,17 @@ class Scheduler:
         done = seq.num_computed + length == seq.target
         return Row(seq, seq.num_computed, length, sample=done and seq.target < seq.max_tokens)
 
-    def _ordered_waiting(self) -> list[Sequence]:
-        def match_len(seq: Sequence) -> int:
-            return self.cache.match(seq.tokens[: seq.num_tokens], seq.request.extra_key, seq.match_limit).num_tokens
+    def _match(self, seq: Sequence) -> Prefix:
+        return self.cache.match(seq.tokens[: seq.num_tokens], seq.request.extra_key, seq.match_limit)
 
+    def _ordered_waiting(self) -> list[Sequence]:
         return order_waiting(
             self.waiting,
             self.limits.policy,
             now_s=self._clock(),
             aging_s=self.limits.aging_s,
-            match_len=match_len,
+            match_len=lambda seq: self._match(seq).num_tokens,
         )
-
-    def _computed_by_another(self, seq: Sequence, prefix: Prefix, rows: list[Row]) -> bool:
-        """Whether a row of this step computes the page that `seq` needs next."""
-        if not self.cache.enabled:
-            return False
-        end = prefix.num_tokens + self.cache.page_size
-        if end > seq.match_limit:
-            return False
-        for row in rows:
-            other = row.seq
-            if (
-                other.target >= end
-                and other.request.extra_key == seq.request.extra_key
-                and np.array_equal(other.tokens[prefix.num_tokens : end], seq.tokens[prefix.num_tokens : end])
-                and np.array_equal(other.tokens[: prefix.num_tokens], seq.tokens[: prefix.num_tokens])
-            ):
-                return True
-        return False
 
     def _admit(self, seq: Sequence, prefix: Prefix) -> bool:
         """Gives a waiting sequence a slot and all pages of its prefill; False when pages are short.
@@ -189,8 +181,10 @@ class Scheduler:
             seq.admitted = True
             seq.receipt.queue_s = self._clock() - seq.arrival_s
             seq.receipt.cached_tokens = min(prefix.num_tokens, seq.num_prompt)
+            seq.receipt.prompt_parts = explain_prompt(self.cache, seq, prefix)
             self.counters.prompt_tokens += seq.num_prompt
             self.counters.cached_tokens += seq.receipt.cached_tokens
+            self._observer.on_admitted(seq)
         return True
 
     def _decode_rows(self, decodable: list[Sequence]) -> list[Row]:

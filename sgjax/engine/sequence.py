@@ -37,6 +37,7 @@ class Sequence:
       seed: of this sample; draws depend on it and the position alone.
       matcher: the grammar's state after all `num_tokens`; None when the output is free.
       jumps: whether tokens that the grammar forces are appended without sampling.
+      num_cached_at_arrival: tokens that the radix tree had for it when it was queued.
       unreported: output tokens that no event has told of yet (forced before the first step).
     """
 
@@ -48,6 +49,7 @@ class Sequence:
         "jumps",
         "matcher",
         "max_tokens",
+        "num_cached_at_arrival",
         "num_computed",
         "num_pending",
         "num_prompt",
@@ -88,6 +90,7 @@ class Sequence:
         self.max_tokens = num_prompt + (room if wanted is None else min(wanted, room))
         self.tokens = np.empty(self.max_tokens, np.int32)
         self.tokens[:num_prompt] = request.input_ids
+        self.num_cached_at_arrival = 0
         self.num_computed = 0
         self.num_pending = 0
         self.status = Status.WAITING

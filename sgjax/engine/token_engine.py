@@ -41,6 +41,7 @@ class TokenEngine:
         self.config = built.config
         self._core = built.core
         self._grammars = built.grammars
+        self._metrics = built.metrics
         self._eos_token_ids = built.tokenizer.eos_token_ids
         # A sequence that outgrew the whole pool could never be finished.
         self._max_total_tokens = built.num_pages * built.config.page_size
@@ -119,6 +120,10 @@ class TokenEngine:
         """A consistent picture, taken between two steps."""
         return self._loop.call(self._stats)
 
+    def metrics(self) -> str:
+        """The page for Prometheus. Does not wait for the step at work, so that it also tells of one that hangs."""
+        return self._metrics.render(self.info, self._stats())
+
     def live(self, max_nodes: int) -> LiveSnapshot:
         """What people look at, taken between two steps, with at most `max_nodes` nodes of the prefix tree."""
         scheduler = self._core.scheduler
@@ -129,10 +134,12 @@ class TokenEngine:
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
+            num_preempted=sum(seq.receipt.preemptions > 0 for seq in scheduler.waiting.copy()),
             num_grammar_queue=self._loop.num_grammar_queue,
             counters=dataclasses.replace(scheduler.counters),
             cache=scheduler.cache.stats(),
             num_steps_compiled=compiler.num_ready,
+            num_compiled_by_kind=compiler.num_by_kind,
             all_compiled=compiler.complete,
             num_late_compiles=compiler.num_late,
             num_integrity_failures=self._loop.num_integrity_failures,

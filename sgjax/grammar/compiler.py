@@ -34,6 +34,7 @@ class GrammarCompiler:
       cache_size: compiled grammars kept, the least recently asked for is dropped first.
       timeout_s: a compile that takes longer fails with a `RequestError`. Its thread cannot be stopped: it ends by
         itself at llguidance's limits, and another takes its place meanwhile.
+      on_compiled: told the seconds of each successful compile, one at a time.
 
     Attributes:
       num_compiled, num_cache_hits: since the start. compile_s: seconds spent in successful compiles.
@@ -48,9 +49,11 @@ class GrammarCompiler:
         num_workers: int = 2,
         cache_size: int = 128,
         timeout_s: float = 30.0,
+        on_compiled: Callable[[float], None] = lambda seconds: None,
     ):
         self._timeout_s = timeout_s
         self._cache_size = cache_size
+        self._on_compiled = on_compiled
         self._lock = threading.Lock()
         self._cache: OrderedDict[GrammarSpec, Future[Grammar]] = OrderedDict()  # done, and successfully
         self._pending: dict[GrammarSpec, Future[Grammar]] = {}
@@ -175,6 +178,7 @@ class GrammarCompiler:
             if isinstance(result, Grammar):
                 self.num_compiled += 1
                 self.compile_s += seconds
+                self._on_compiled(seconds)
                 self._cache[spec] = future
                 if len(self._cache) > self._cache_size:
                     self._cache.popitem(last=False)

@@ -257,6 +257,27 @@ def test_namespaces_share_nothing():
     assert cache.match(tokens, "other").pages == []
 
 
+def test_what_was_evicted_is_remembered_for_a_while():
+    evictions = []
+    cache = CacheManager(4, 16, on_evicted=lambda num_pages, seconds: evictions.append((num_pages, seconds >= 0)))
+    tokens = tokens_of(1, 2, 3)
+    cached(cache, tokens)
+    cached(cache, tokens_of(1, 2, 4))
+    private = cache.allocate(2)
+    assert private is not None
+    assert evictions == [(2, True)]
+    assert cache.match(tokens).num_tokens == 32
+    assert cache.num_evicted(tokens, 32) == 16
+    assert cache.num_evicted(tokens, 32, "tenant") == 0
+    assert cache.num_evicted(tokens_of(1, 2, 5), 32) == 0
+    cache.free(private)
+    for i in range(10, 30):  # more than HISTORY_POOLS pools go through
+        cached(cache, tokens_of(i))
+    assert cache.num_evicted(tokens, 32) == 0
+    cache.flush()
+    assert cache.num_evicted(tokens_of(10), 0) == 0
+
+
 def test_flush_keeps_what_is_locked():
     cache = CacheManager(8, 16)
     cached(cache, tokens_of(1, 2, 3))

@@ -45,8 +45,9 @@ class Handle(NamedTuple):
 class TreeMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.tree = RadixTree(page_bytes=1)
+        self.tree = RadixTree(page_bytes=1, history_pages=10_000)
         self.model: Model = {}
+        self.evicted: set[tuple[bytes, bytes]] = set()
         self.unlocked_at: dict[tuple[bytes, bytes], int] = {}
         self.clock = itertools.count()
         self.new_page = itertools.count()
@@ -61,6 +62,8 @@ class TreeMachine(RuleBasedStateMachine):
             )
         )
         assert pages == expected
+        rest = [(namespace, key[: i + 1]) in self.evicted for i in range(len(pages), len(key))]
+        assert self.tree.num_evicted(key, len(pages), namespace) == len(list(itertools.takewhile(bool, rest)))
         return Handle(namespace, key[: len(pages)], node), pages
 
     def is_locked(self, key: tuple[bytes, bytes]) -> bool:
@@ -133,6 +136,7 @@ class TreeMachine(RuleBasedStateMachine):
         if gone and evictable - gone:  # the least recently used go
             newest = max(self.unlocked_at[key] for key in gone)
             assert newest <= min(self.unlocked_at[key] for key in evictable - gone)
+        self.evicted |= gone
         for key in gone:
             del self.model[key]
 

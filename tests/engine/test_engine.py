@@ -313,6 +313,8 @@ def test_nothing_compiles_while_serving(make_engine):
     engine = make_engine(skip_warmup=False, max_running_requests=4, chunked_prefill_size=64, context_length=128)
     engine.wait_until_compiled()
     compiled: list[str] = []
+    num_by_kind = engine.stats().num_compiled_by_kind
+    assert num_by_kind.keys() >= {"forward", "sample"}
 
     def listen(event: str, duration_s: float, **_: object) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
@@ -336,6 +338,7 @@ def test_nothing_compiles_while_serving(make_engine):
         engine.generate(input_ids=prompts, sampling_params=params, return_logprob=True, top_logprobs_num=4)
         engine.generate(input_ids=prompts, sampling_params=params, return_logprob=True, logprob_start_len=0)
         assert engine.stats().num_late_compiles == 0
+        assert engine.stats().num_compiled_by_kind == num_by_kind
         assert compiled == []
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

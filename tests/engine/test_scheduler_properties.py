@@ -261,6 +261,26 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert client.finish is None, "an event after the end"
             client.output += event.token_ids
             client.finish = event.finish
+            if event.finish is not None:
+                self.receipt_explains_the_prompt(client, event)
+
+    def receipt_explains_the_prompt(self, client: Client, event: TokenEvent):
+        receipt = event.receipt
+        assert receipt is not None
+        if receipt.prompt_parts is None:
+            assert receipt.steps == 0
+            return
+        parts = dataclasses.asdict(receipt.prompt_parts)
+        assert sum(parts.values()) == receipt.prompt_tokens == len(client.request.input_ids)
+        assert min(parts.values()) >= 0
+        assert parts["cached"] + parts["shared_in_flight"] == receipt.cached_tokens
+        assert parts["page_remainder"] + parts["last_token"] <= PAGE_SIZE
+        if not self.cache.enabled:
+            assert parts["cached"] == parts["not_in_cache"] == parts["evicted"] == 0
+        if not client.request.return_logprob:
+            assert parts["logprobs_recomputed"] == 0
+        if not self.cache.stats().num_evicted_pages:
+            assert parts["evicted"] == 0
 
     @precondition(lambda self: self.live())
     @rule(data=st.data(), whole_request=st.booleans())

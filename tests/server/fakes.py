@@ -115,6 +115,8 @@ class FakeEngine:
             tokenizer_source="",
             eos_token_ids=(EOS,),
             num_pages=64,
+            kv_cache_bytes=2**20,
+            startup_s=0.5,
             device="fake",
         )
         self.tokenizer = FakeTokenizer()
