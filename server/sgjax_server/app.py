@@ -16,7 +16,7 @@ from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.middleware.request_log import RequestLog
 from sgjax_server.middleware.stack import middleware_stack
 from sgjax_server.programs.pool import ProgramPool
-from sgjax_server.routes import chat, completions, control, generate, health, info, models, program
+from sgjax_server.routes import chat, completions, control, generate, health, info, logs, models, program
 
 
 def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
@@ -41,6 +41,6 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     app.state.programs = ProgramPool(config.max_running_programs, app.state.in_flight)
     app.state.started_s = int(time.time())
     add_error_handlers(app)
-    for module in (health, info, models, generate, chat, completions, program, control):
+    for module in (health, info, models, generate, chat, completions, program, control, logs):
         app.include_router(module.router)
     return app

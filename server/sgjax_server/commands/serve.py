@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import logging
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ from sgjax.config import EngineConfig
 from sgjax_server.commands.loading import add_engine_flags, explain, load_engine
 from sgjax_server.config import ServerConfig
 from sgjax_server.flags import add_flags, from_flags
+from sgjax_server.logs import set_up_logging
 from sgjax_server.progress import ProgressLine
 
 
@@ -42,7 +42,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def serve(engine_config: EngineConfig, config: ServerConfig, listener: socket.socket) -> int:
     """Serves until a signal says stop; gives the exit status. The engine loads while the port already answers."""
     started_s = time.monotonic()
-    _set_up_logging(config)
+    set_up_logging(config)
     # Engine first: its thread loads and compiles while this one imports the HTTP stack.
     from sgjax_server.host import EngineHost
     from sgjax_server.local_engine import LocalEngine
@@ -115,12 +115,3 @@ def _ready_line(listener: socket.socket, config: ServerConfig, model_name: str, 
         f"sgjax serves {name} at {url} after {seconds:.1f} s. Try: "
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     )
-
-
-def _set_up_logging(config: ServerConfig) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    level = config.log_level.upper()
-    for name in ("sgjax", "sgjax_server"):
-        logging.getLogger(name).setLevel(level)
-    # Uvicorn's own "info" lines repeat what the ready line says.
-    logging.getLogger("uvicorn").setLevel(level if config.log_level in ("debug", "error") else "WARNING")

@@ -1,0 +1,228 @@
+"""What a server refuses or ends under load: a full queue, tokens in flight, late requests, slow readers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from sgjax_server.app import create_app
+from sgjax_server.config import ServerConfig
+from sgjax_server.host import EngineHost
+from sgjax_server.in_flight import TokensInFlight
+from sgjax_server.web import uvicorn_options
+
+from sgjax.config import ConfigError
+from sgjax.sampling_params import SamplingParams
+from sgjax.types import FinishReason, OutputDelta, Receipt, Request, RequestError
+
+from .fakes import FakeEngine
+
+CHAT = {"model": "m", "max_tokens": 16, "messages": [{"role": "user", "content": "hi"}]}
+CALLS = {
+    "/generate": {"text": "hi", "sampling_params": {"max_new_tokens": 16}},
+    "/v1/completions": {"prompt": "hi", "max_tokens": 16},
+    "/v1/chat/completions": CHAT,
+}
+
+
+def _app(engine: FakeEngine, **settings) -> FastAPI:
+    return create_app(EngineHost(engine), ServerConfig(**settings))  # type: ignore[arg-type]
+
+
+def _client(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+def _error(path: str, answer: dict) -> str:
+    """The message of an error, which must have the shape of the path's API."""
+    if path.startswith("/api/"):
+        return answer["error"]
+    assert answer.get("type") == ("error" if path.startswith("/v1/messages") else None)
+    return answer["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", CALLS)
+async def test_full_queue(engine: FakeEngine, path: str, stream: bool):
+    engine.queue_full = True
+    async with _client(_app(engine)) as client:
+        response = await client.post(path, json={**CALLS[path], "stream": stream})
+    assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+    assert "queue" in _error(path, response.json())
+
+
+@pytest.mark.parametrize("path", CALLS)
+async def test_tokens_in_flight(engine: FakeEngine, path: str):
+    app = _app(engine, max_tokens_in_flight=50)
+    async with _client(app) as client:
+        engine.stuck = True
+        first = asyncio.create_task(client.post(path, json=CALLS[path]))
+        while not engine.submitted:
+            await asyncio.sleep(0)
+        others = [client.post(path, json=CALLS[path]) for _ in range(2)]
+        refused = [response for response in await _first_done(others) if response.status_code == 429]
+        assert refused
+        assert refused[0].headers["retry-after"] == "1"
+        assert "tokens are in flight" in _error(path, refused[0].json())
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def _first_done(calls: list) -> list[httpx.Response]:
+    """The answers of those calls that come at once; the others are given up."""
+    done, waiting = await asyncio.wait([asyncio.create_task(call) for call in calls], timeout=0.2)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    return [task.result() for task in done]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tokens_are_given_back(engine: FakeEngine, stream: bool):
+    app = _app(engine, max_tokens_in_flight=1000)
+    async with _client(app) as client:
+        for _ in range(20):
+            for path, body in CALLS.items():
+                assert (await client.post(path, json={**body, "stream": stream})).status_code == 200
+        for body in ({"input_ids": [[1], [300]]}, {"input_ids": [1, 300]}):  # refused by the engine, in part or whole
+            params = {"sampling_params": {"max_new_tokens": 8}}
+            assert (await client.post("/generate", json={**body, **params, "stream": stream})).status_code == 400
+    assert app.state.in_flight.num_tokens == 0
+
+
+async def test_more_tokens_than_can_ever_be_in_flight(engine: FakeEngine):
+    async with _client(_app(engine, max_tokens_in_flight=50)) as client:
+        response = await client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 49})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "max_tokens")
+        assert engine.submitted == []
+
+
+def test_counting_tokens():
+    def request(num_prompt: int, **sampling) -> Request:
+        return Request(rid="r", input_ids=(1,) * num_prompt, sampling=SamplingParams(**sampling))
+
+    in_flight = TokensInFlight(100)
+    assert in_flight.take([request(10, max_new_tokens=5, n=3), request(2, max_new_tokens=1)], 64) == 28
+    assert in_flight.take([request(10, max_new_tokens=None)], 64) == 64
+    in_flight.give_back(28)
+    assert in_flight.num_tokens == 64
+    with pytest.raises(RequestError):
+        in_flight.take([request(100, max_new_tokens=1)], 1000)
+    assert in_flight.num_tokens == 64
+
+
+@pytest.mark.parametrize("path", CALLS)
+async def test_time_is_up(engine: FakeEngine, path: str):
+    engine.stuck = True
+    async with _client(_app(engine, request_timeout_s=0.05)) as client:
+        response = await client.post(path, json=CALLS[path])
+    assert response.status_code == 408
+    assert "longer" in _error(path, response.json())
+    assert engine.aborted == [request.rid for request in engine.submitted]
+
+
+@pytest.mark.parametrize("path", CALLS)
+async def test_time_of_a_stream_is_up(engine: FakeEngine, path: str):
+    engine.stuck = True
+    async with _client(_app(engine, request_timeout_s=0.05)) as client:
+        response = await client.post(path, json={**CALLS[path], "stream": True})
+    assert response.status_code == 200
+    lines = [line for line in response.text.splitlines() if line]
+    if not path.startswith(("/v1/messages", "/api/")):
+        assert lines.pop() == "data: [DONE]"
+    assert "longer" in _error(path, json.loads(lines[-1].removeprefix("data: ")))
+    assert engine.aborted == [request.rid for request in engine.submitted]
+
+
+async def test_time_is_enough(engine: FakeEngine):
+    async with _client(_app(engine, request_timeout_s=60)) as client:
+        for path, body in CALLS.items():
+            for stream in (False, True):
+                response = await client.post(path, json={**body, "stream": stream})
+                assert "longer" not in response.text
+
+
+@pytest.mark.parametrize("name", ["request_timeout_s", "request_body_timeout_s", "max_tokens_in_flight"])
+def test_limits_that_mean_nothing(name: str):
+    with pytest.raises(ConfigError, match=name):
+        ServerConfig(**{name: 0})
+
+
+class _PushingEngine(FakeEngine):
+    """An engine that does not wait for its readers: as with the real one, deltas pile up in the request's handle."""
+
+    NUM_TOKENS = 4000
+    PIECE = "x" * 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_ended = asyncio.Event()
+
+    def submit(self, request: Request) -> _PushedHandle:  # type: ignore[override]
+        handle = _PushedHandle()
+        self._pushing = asyncio.create_task(self._push(request, handle))
+        return handle
+
+    async def _push(self, request: Request, handle: _PushedHandle) -> None:
+        for _ in range(self.NUM_TOKENS - 1):
+            handle.queue.put_nowait(OutputDelta(request.rid, 0, self.PIECE, [120]))
+            await asyncio.sleep(0)
+        receipt = Receipt(prompt_tokens=1, completion_tokens=self.NUM_TOKENS)
+        last = OutputDelta(request.rid, 0, self.PIECE, [120], finish=FinishReason("length"), receipt=receipt)
+        handle.queue.put_nowait(last)
+        self.has_ended.set()
+
+
+class _PushedHandle:
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[OutputDelta] = asyncio.Queue()
+
+    @property
+    def has_queued(self) -> bool:
+        return not self.queue.empty()
+
+    async def __aiter__(self) -> AsyncIterator[OutputDelta]:
+        finish = None
+        while finish is None:
+            delta = await self.queue.get()
+            finish = delta.finish
+            yield delta
+
+
+async def test_a_slow_reader_gets_fewer_and_larger_pieces():
+    """What it lags behind waits as one merged delta, beside what the socket has taken, and not as one event a token."""
+    engine = _PushingEngine()
+    config = ServerConfig()
+    server = uvicorn.Server(uvicorn_options(config, _app(engine), port=0, timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", server.servers[0].sockets[0].getsockname()[1]))
+    client.sendall(_post("/v1/completions", {"prompt": "a", "stream": True}))
+    async with asyncio.timeout(30):
+        await engine.has_ended.wait()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)
+        reader, writer = await asyncio.open_connection(sock=client, limit=2**24)
+        received = await reader.read()
+    writer.close()
+    server.should_exit = True
+    await serving
+    events = [line for line in received.split(b"\n") if line.startswith(b"data: {")]
+    texts = [json.loads(event.removeprefix(b"data: "))["choices"][0]["text"] for event in events]
+    assert "".join(texts) == engine.PIECE * engine.NUM_TOKENS
+    assert len(events) < engine.NUM_TOKENS * 0.75
+    assert max(map(len, texts)) > len("".join(texts)) / 4  # all that came while the socket was full
+
+
+def _post(path: str, body: dict) -> bytes:
+    content = json.dumps(body).encode()
+    head = ["Host: a", "Connection: close", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    return "\r\n".join([f"POST {path} HTTP/1.1", *head, "", ""]).encode() + content
