@@ -14,7 +14,7 @@ from sgjax_server.host import EngineHost
 from sgjax_server.schemas.structured import GrammarFields, StructuredOutputs
 
 from sgjax.config import EngineConfig
-from sgjax.grammar import gbnf, schema, schema_values, sources, structural_tag
+from sgjax.grammar import gbnf, schema, schema_values, sources, structural_format
 from sgjax.sampling_params import GRAMMAR_KINDS, MAX_CHOICES, MAX_GRAMMAR_LEN
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_limits() -> None:
     values = (
         *(MAX_GRAMMAR_LEN, MAX_CHOICES, sources.MAX_REGEX_LEN, sources.MAX_CHOICES_LEN, gbnf.MAX_LEN, gbnf.MAX_RULES),
         *(schema.MAX_DEPTH, schema.MAX_SUBSCHEMAS, schema.MAX_OPTIONAL, schema_values.MAX_COUNT, schema_values.MAX_LEN),
-        structural_tag.MAX_STRUCTURES,
+        structural_format.MAX_TAGS,
     )
     for value in values:
         assert f"{value:,}" in limits, value
