@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -44,6 +45,14 @@ def compile_template(source: str) -> Callable[[Mapping[str, Any]], str]:
             raise RequestError("messages", f"the chat template cannot render them: {error}") from error
 
     return render
+
+
+def variables(source: str) -> set[str]:
+    """The variables that a template reads. Raises ValueError when the source is no template."""
+    try:
+        return jinja2.meta.find_undeclared_variables(_environment().parse(source))
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"the chat template is not Jinja: {error}") from error
 
 
 class _Generation(jinja2.ext.Extension):

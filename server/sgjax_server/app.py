@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
 from sgjax import __version__
+from sgjax_server.chat.model_format import ModelFormat
 from sgjax_server.config import ServerConfig
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
@@ -39,6 +41,7 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     app.state.request_log = request_log
     app.state.in_flight = TokensInFlight(config.max_tokens_in_flight)
     app.state.programs = ProgramPool(config.max_running_programs, app.state.in_flight)
+    app.state.model_format = functools.cache(lambda: ModelFormat.of(host.engine.tokenizer, config))
     app.state.started_s = int(time.time())
     add_error_handlers(app)
     for module in (health, info, models, generate, chat, completions, program, control, logs):

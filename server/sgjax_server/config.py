@@ -14,6 +14,10 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 RequestDetail = Literal["off", "metadata", "full"]
 """No line per request; one without anything that a client wrote or was answered; one with both bodies."""
+ToolCallParser = Literal[
+    "auto", "none", "hermes", "qwen", "qwen25", "llama3", "mistral", "deepseekv3", "deepseekv31", "pythonic"
+]
+ReasoningParser = Literal["auto", "none", "deepseek-r1", "qwen3"]
 
 
 def _secret(variable: str, help: str) -> Any:
@@ -45,6 +49,10 @@ class ServerConfig:
     max_tokens_in_flight: int | None = setting(
         None, "Tokens that live requests may come to before new ones are refused; default: no limit"
     )
+    tool_call_parser: ToolCallParser = setting(
+        "auto", "How the model writes calls of tools; auto looks at its template"
+    )
+    reasoning_parser: ReasoningParser = setting("auto", "How the model writes reasoning; auto looks at its template")
     max_running_programs: int = setting(128, "Programs at work at once before /run_program refuses more")
     log_level: LogLevel = setting("info", "Least severe log lines shown")
     log_format: LogFormat = setting("text", "Form of log lines")

@@ -95,8 +95,6 @@ _SGLANG_FLAGS = (
     _SglangFlag(("--attention-backend",), instead="--kernels chooses a kernel per operation"),
     _SglangFlag(("--sampling-backend",)),
     _SglangFlag(("--grammar-backend",), ("llguidance", "none")),
-    _SglangFlag(("--tool-call-parser",)),
-    _SglangFlag(("--reasoning-parser",)),
     _SglangFlag(("--speculative-algorithm",)),
     _SglangFlag(("--lora-paths",)),
     _SglangFlag(("--watchdog-timeout",)),

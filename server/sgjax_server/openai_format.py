@@ -10,8 +10,8 @@ from sgjax.types import FinishReason, GenerateOutput, Receipt, TokenLogprobs
 from sgjax_server.tokens import TokenTexts
 
 
-def finish_fields(finish: FinishReason | None) -> dict[str, Any]:
-    """A choice's `finish_reason` and SGLang's `matched_stop`.
+def finish_fields(finish: FinishReason | None, *, has_calls: bool = False) -> dict[str, Any]:
+    """A choice's `finish_reason` and SGLang's `matched_stop`. `has_calls`: the model waits for the results of tools.
 
     An answer that was ended on the way is incomplete, which OpenAI's clients know as "length"; many of them refuse a
     reason that OpenAI does not have. Why it was ended is in `finish_message`.
@@ -20,7 +20,8 @@ def finish_fields(finish: FinishReason | None) -> dict[str, Any]:
         return {"finish_reason": None}
     if finish.kind == "abort":
         return {"finish_reason": "length", "matched_stop": None, "finish_message": finish.message}
-    return {"finish_reason": finish.kind, "matched_stop": finish.matched}
+    reason = "tool_calls" if has_calls and finish.kind == "stop" else finish.kind
+    return {"finish_reason": reason, "matched_stop": finish.matched}
 
 
 class Usage:

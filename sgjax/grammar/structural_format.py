@@ -73,10 +73,8 @@ class FormatWriter:
         """A tag around an expression."""
         return Tag(begin, self._join(content, self._literal(end)))
 
-    def triggered(
-        self, tags: Sequence[Tag], triggers: Mapping[str, Sequence[int]], *, at_least_one: bool = False
-    ) -> str:
-        """Text that is free until a trigger; then one of the tags must follow which begin with it.
+    def triggered(self, tags: Sequence[Tag], triggers: Mapping[str, Sequence[int]]) -> str:
+        """Text that is free until a trigger, and one of the tags that begin with it.
 
         Args:
           triggers: which of the tags each begins.
@@ -85,7 +83,7 @@ class FormatWriter:
         for trigger, members in triggers.items():
             bodies = [self._join(self._literal(tags[i].begin[len(trigger) :]), tags[i].rest) for i in members]
             heads.append(self._join(self._free_until(trigger), f"({' | '.join(map(_grouped, bodies))})"))
-        return f"({' | '.join(heads)}){'+' if at_least_one else '*'} TEXT"
+        return f"({' | '.join(heads)})"
 
     def _sequence(self, elements: list[Any], path: str, *, is_last: bool) -> str:
         last = len(elements) - 1
@@ -112,11 +110,12 @@ class FormatWriter:
         return several if value.get("at_least_one") else f"({several})?"
 
     def _triggered(self, value: Any, path: str) -> str:
-        if value.get("stop_after_first"):
-            raise SchemaError(child(path, "stop_after_first"), "not supported")
         tags = self._tags(value, path)
         triggers = by_trigger([tag.begin for tag in tags], value.get("triggers"), path, child(path, "tags"))
-        return self.triggered(tags, triggers, at_least_one=bool(value.get("at_least_one")))
+        one = self.triggered(tags, triggers)
+        if value.get("stop_after_first"):
+            return one if value.get("at_least_one") else f"({one} | TEXT)"
+        return f"{one}{'+' if value.get('at_least_one') else '*'} TEXT"
 
     def _free_until(self, end: str) -> str:
         """Any text, up to `end` and with it."""

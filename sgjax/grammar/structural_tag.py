@@ -43,7 +43,7 @@ def _structures(tag: dict[str, Any], writer: FormatWriter) -> str:
         writer.tag(begin, writer.json_schema(schema, f"#/structures/{i}/schema"), end)
         for i, (begin, schema, end) in enumerate(read)
     ]
-    return writer.triggered(tags, triggers)
+    return f"{writer.triggered(tags, triggers)}* TEXT"
 
 
 def _structure(value: Any, path: str) -> tuple[str, Any, str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sgjax.jinja_dialect import compile_template
+from sgjax.jinja_dialect import compile_template, variables
 from sgjax.types import RequestError
 
 # Put at the end of the final message to find where it ends in the rendered text; templates strip the space.
@@ -27,6 +27,10 @@ class ChatTemplate:
         self.sources = dict(sources)
         self._special_tokens = dict(special_tokens)
         self._compiled: dict[str, Callable[[Mapping[str, Any]], str]] = {}
+
+    def reads(self, variable: str) -> bool:
+        """Whether a template reads a variable, such as `tools`. Raises ValueError for one that is not Jinja."""
+        return any(variable in variables(source) for source in self.sources.values())
 
     def render(
         self,

@@ -76,6 +76,15 @@ class Tokenizer:
         """The default chat template's Jinja text."""
         return None if self._template is None else self._template.sources.get("default")
 
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """The chat templates' Jinja text by name; empty where the model has none."""
+        return {} if self._template is None else self._template.sources
+
+    def template_reads(self, variable: str) -> bool:
+        """Whether a chat template reads a variable, such as `tools`. Raises ValueError for one that is not Jinja."""
+        return self._template is not None and self._template.reads(variable)
+
     def to_json(self) -> str:
         """The tokenizer as the text of a `tokenizer.json`."""
         return self._backend.to_str()

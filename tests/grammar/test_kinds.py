@@ -123,6 +123,12 @@ CASES = [
         [F, f"Free {F} and"],
         ["", "Free"],
     ),
+    (
+        "structural_tag",
+        _format({"type": "triggered_tags", "triggers": ["<call>"], "tags": TAGS["tags"], "stop_after_first": True}),
+        ["", "Free", F, f"Free {F}"],
+        ["Free <call>", f"{F} and", f"{F}{F}"],
+    ),
 ]
 
 

@@ -24,11 +24,27 @@ EOS = 0
 
 
 class FakeTokenizer:
-    """One token per byte; EOS is 0. Chat prompts look like "user:hi|assistant:"."""
+    """One token per byte; EOS is 0. Chat prompts look like "user:hi|assistant:".
 
-    chat_template = "{{ messages }}"
+    Attributes:
+      rendered: the messages and options of the last chat.
+    """
+
     special_tokens: Mapping[str, str] = {"eos_token": "</s>"}
     eos_token_ids = (EOS,)
+
+    def __init__(self, chat_template: str = "{{ messages }}", special: Sequence[str] = ()):
+        self.chat_template = chat_template
+        self.chat_templates = {"default": chat_template}
+        self._special = dict(enumerate(special, 1000))
+        self.special_token_ids = frozenset({EOS, *self._special})
+        self.rendered: tuple[list, dict] = ([], {})
+
+    def template_reads(self, variable: str) -> bool:
+        return variable in self.chat_template
+
+    def token_to_id(self, token: str) -> int | None:
+        return next((token_id for token_id, text in self._special.items() if text == token), None)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         try:
@@ -40,12 +56,15 @@ class FakeTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        if len(token_ids) == 1 and token_ids[0] in self._special:
+            return "" if skip_special_tokens else self._special[token_ids[0]]
         return bytes(i for i in token_ids if not (skip_special_tokens and i == EOS)).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])
 
     def encode_chat(self, messages, *, add_generation_prompt=True, continue_final_message=False, **kwargs):
+        self.rendered = (list(messages), kwargs)
         if not all(isinstance(message.get("content"), str) for message in messages):
             raise RequestError("messages", "only text")
         text = "|".join(f"{message['role']}:{message['content']}" for message in messages)

@@ -26,7 +26,12 @@ async def test_answer(client, engine: FakeEngine):
     assert body["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "Hello world", "refusal": None},
+            "message": {
+                "role": "assistant",
+                "content": "Hello world",
+                "refusal": None,
+                "reasoning_content": None,
+            },
             "logprobs": None,
             "finish_reason": "stop",
             "matched_stop": EOS,

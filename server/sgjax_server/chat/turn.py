@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive
 
-from sgjax.types import OutputDelta, Request, RequestError, SamplingParams, TokenLogprobs
+from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError, SamplingParams
 from sgjax_server.calls import Call, encode_chat, finished, started
+from sgjax_server.chat.constraint import Constraint, constrain
 from sgjax_server.chat.events import ChatAnswer as ChatAnswer
 from sgjax_server.chat.events import ChatEvent as ChatEvent
 from sgjax_server.chat.events import Ended as Ended
@@ -18,30 +20,19 @@ from sgjax_server.chat.events import TextDelta as TextDelta
 from sgjax_server.chat.events import ToolArguments as ToolArguments
 from sgjax_server.chat.events import ToolCall as ToolCall
 from sgjax_server.chat.events import ToolCallStarted as ToolCallStarted
+from sgjax_server.chat.model_format import ModelFormat
+from sgjax_server.chat.parsers.hide import hide
+from sgjax_server.chat.parsers.parser import Format
+from sgjax_server.chat.parsers.reasoning import reasoning
+from sgjax_server.chat.reader import SampleReader
+from sgjax_server.chat.thinking import thinking
+from sgjax_server.chat.tool_formats import ToolFormat
+from sgjax_server.chat.tools import AUTO, describe_tools
+from sgjax_server.chat.tools import Tool as Tool
+from sgjax_server.chat.tools import ToolChoice as ToolChoice
 
 if TYPE_CHECKING:
     from sgjax_server.routes.context import Context
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tool:
-    """A function that the model may call. `parameters` is the JSON schema of its arguments; None is any object.
-
-    `strict`: calls follow the schema whatever the model, by a grammar.
-    """
-
-    name: str
-    description: str = ""
-    parameters: Mapping[str, Any] | None = None
-    strict: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class ToolChoice:
-    """Whether the model calls tools: as it likes, never, at least once, or the one with this `name`."""
-
-    mode: Literal["auto", "none", "required", "named"] = "auto"
-    name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,16 +44,18 @@ class ChatTurn:
       parallel_tool_calls: whether a turn may hold more than one call.
       template_options: of the chat template: `chat_template_kwargs`, `continue_final_message`, `add_generation_prompt`.
       separate_reasoning: give what the model thinks as reasoning; otherwise it stays in the text, markers included.
+      stream_reasoning: give it while it comes, instead of in one piece when it is over.
     """
 
     rid: str
     messages: Sequence[Mapping[str, Any]]
     sampling: SamplingParams
     tools: tuple[Tool, ...] = ()
-    tool_choice: ToolChoice = ToolChoice()
+    tool_choice: ToolChoice = AUTO
     parallel_tool_calls: bool = True
     template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     separate_reasoning: bool = True
+    stream_reasoning: bool = True
     return_logprob: bool = False
     top_logprobs_num: int = 0
     priority: int = 0
@@ -76,21 +69,66 @@ async def start_turn(turn: ChatTurn, context: Context) -> ChatCall:
       RequestError: the turn is refused; `field` is the engine's or the turn's name for what is at fault.
       QueueFull: the engine takes no more. ClientGone: the client closed the connection.
     """
-    if turn.tools and turn.tool_choice.mode != "none":
-        raise RequestError("tools", "not supported")
-    input_ids = await encode_chat(context.engine, turn.messages, **turn.template_options)
+    turn.tool_choice.check(turn.tools)
+    model = context.model_format
+    tools = turn.tools if turn.tool_choice.mode != "none" else ()
+    written = model.tool_format() if tools else None
+    input_ids = await _encode(turn, tools, context)
+    thinks = thinking(
+        model.reasoning,
+        context.engine.tokenizer,
+        input_ids,
+        turn.messages,
+        continues=bool(turn.template_options.get("continue_final_message")),
+    )
+    choice = turn.tool_choice if tools else None
+    constraint = constrain(turn.sampling, thinks, tools, choice, written, parallel=turn.parallel_tool_calls)
+    sampling, formats = _reading(turn, constraint, written, model)
     request = Request(
         rid=turn.rid,
         input_ids=tuple(input_ids),
-        sampling=turn.sampling,
+        sampling=sampling,
         return_logprob=turn.return_logprob,
         top_logprobs_num=turn.top_logprobs_num,
         priority=turn.priority,
         extra_key=turn.extra_key,
     )
     call = Call(context, [request])
-    await started(call, context.receive)
-    return ChatCall(call, input_ids)
+    try:
+        await started(call, context.receive)
+    except RequestError as error:
+        raise constraint.explain(error) from None
+    new_id = written.new_id if written is not None else str
+    reader = functools.partial(SampleReader, formats=formats, new_id=new_id, stream_reasoning=turn.stream_reasoning)
+    return ChatCall(call, input_ids, reader)
+
+
+async def _encode(turn: ChatTurn, tools: Sequence[Tool], context: Context) -> list[int]:
+    """The prompt's token ids."""
+    model = context.model_format
+    options = dict(turn.template_options)
+    messages = turn.messages
+    if model.describes_tools and model.tools is not None:
+        messages = describe_tools(messages, tools, model.tools.call)
+    elif tools:
+        options["tools"] = [tool.for_template() for tool in tools]
+    return await encode_chat(context.engine, messages, **options)
+
+
+def _reading(
+    turn: ChatTurn, constraint: Constraint, written: ToolFormat | None, model: ModelFormat
+) -> tuple[SamplingParams, list[Format]]:
+    """How to read the output, and the sampling parameters that make it readable."""
+    formats: list[Format] = []
+    if turn.separate_reasoning and constraint.thinking != "none":
+        formats.append(functools.partial(reasoning, is_open=constraint.thinking == "open"))
+    if written is not None:
+        formats.append(functools.partial(written.parse, tools=frozenset(tool.name for tool in turn.tools)))
+    sampling = constraint.sampling
+    if formats and model.hidden and sampling.skip_special_tokens:
+        sampling = dataclasses.replace(sampling, skip_special_tokens=False)
+        formats.insert(0, functools.partial(hide, marks=model.hidden))
+    return sampling, formats
 
 
 class ChatCall:
@@ -100,16 +138,18 @@ class ChatCall:
       input_ids: the prompt.
     """
 
-    def __init__(self, call: Call, input_ids: list[int]):
+    def __init__(self, call: Call, input_ids: list[int], reader: Callable[[int], SampleReader]):
         self.input_ids = input_ids
         self._call = call
+        self._reader = reader
 
     async def events(self, interval: int) -> AsyncIterator[ChatEvent]:
         """What becomes visible, in order of arrival, at most every `interval` tokens of a sample."""
-        samples: dict[int, _Sample] = {}
+        readers: dict[int, SampleReader] = {}
         async for _, delta in self._call.deltas(interval):
-            sample = samples.setdefault(delta.index, _Sample(delta.index))
-            for event in sample.feed(delta):
+            if delta.index not in readers:
+                readers[delta.index] = self._reader(delta.index)
+            for event in readers[delta.index].feed(delta):
                 yield event
 
     async def answers(self, receive: Receive) -> list[ChatAnswer]:
@@ -119,44 +159,23 @@ class ChatCall:
           ClientGone: the client closed the connection.
         """
         (outputs,) = await finished(self._call, receive)
-        answers = []
-        for output in outputs:
-            answer = ChatAnswer(output.index)
-            whole = OutputDelta(
-                output.rid,
-                output.index,
-                output.text,
-                output.output_ids,
-                output.output_logprobs,
-                finish=output.finish,
-                receipt=output.receipt,
-            )
-            for event in _Sample(output.index).feed(whole):
-                answer.add(event)
-            answers.append(answer)
-        return answers
+        return [self._answer(output) for output in outputs]
+
+    def _answer(self, output: GenerateOutput) -> ChatAnswer:
+        answer = ChatAnswer(output.index)
+        whole = OutputDelta(
+            output.rid,
+            output.index,
+            output.text,
+            output.output_ids,
+            output.output_logprobs,
+            finish=output.finish,
+            receipt=output.receipt,
+        )
+        for event in self._reader(output.index).feed(whole):
+            answer.add(event)
+        return answer
 
     def close(self) -> None:
         """Aborts what has not finished."""
         self._call.close()
-
-
-class _Sample:
-    """Reads one sample's deltas."""
-
-    def __init__(self, index: int):
-        self._index = index
-        self._logprobs: list[TokenLogprobs] | None = None
-
-    def feed(self, delta: OutputDelta) -> Iterator[ChatEvent]:
-        if delta.logprobs is not None:
-            self._logprobs = [*(self._logprobs or []), *delta.logprobs]
-        if delta.text:
-            yield TextDelta(self._index, delta.text, self._take_logprobs())
-        if delta.finish is not None:
-            yield Ended(self._index, delta.finish, 0, delta.receipt, self._take_logprobs())
-
-    def _take_logprobs(self) -> list[TokenLogprobs] | None:
-        """Those of the tokens since the last event."""
-        taken, self._logprobs = self._logprobs, None
-        return taken

@@ -11,7 +11,18 @@ from fastapi import APIRouter, Response
 
 from sgjax_server import sse
 from sgjax_server.calls import fields_named
-from sgjax_server.chat.turn import ChatAnswer, ChatCall, ChatEvent, ChatTurn, Ended, TextDelta, start_turn
+from sgjax_server.chat.turn import (
+    ChatAnswer,
+    ChatCall,
+    ChatEvent,
+    ChatTurn,
+    Ended,
+    ReasoningDelta,
+    TextDelta,
+    ToolArguments,
+    ToolCallStarted,
+    start_turn,
+)
 from sgjax_server.openai_format import Usage, chat_logprobs, finish_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.common import namespace
@@ -44,7 +55,12 @@ def _turn(body: ChatCompletionRequest, context: Context) -> ChatTurn:
         rid=body.rid or f"chatcmpl-{uuid.uuid4().hex}",
         messages=body.messages,
         sampling=body.sampling(context.sampling_defaults, body.max_new_tokens),
+        tools=tuple(tool.tool() for tool in body.tools or ()),
+        tool_choice=body.choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         template_options=body.template_options(),
+        separate_reasoning=body.separate_reasoning,
+        stream_reasoning=body.stream_reasoning,
         return_logprob=bool(body.logprobs),
         top_logprobs_num=body.top_logprobs or 0,
         priority=body.priority or 0,
@@ -53,12 +69,25 @@ def _turn(body: ChatCompletionRequest, context: Context) -> ChatTurn:
 
 
 def _choice(answer: ChatAnswer, texts: TokenTexts) -> dict[str, Any]:
+    calls = answer.tool_calls
+    message = {
+        "role": "assistant",
+        "content": answer.text or (None if calls else ""),
+        "refusal": None,
+        "reasoning_content": answer.reasoning or None,
+    }
+    if calls:
+        message["tool_calls"] = [_call(call.id, call.name, call.arguments) for call in calls]
     return {
         "index": answer.index,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        "message": message,
         "logprobs": chat_logprobs(answer.logprobs, texts),
-        **finish_fields(answer.finish),
+        **finish_fields(answer.finish, has_calls=bool(calls)),
     }
+
+
+def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 async def _events(
@@ -79,10 +108,16 @@ async def _events(
 
 def _chunk_choice(event: ChatEvent, *, is_first: bool, texts: TokenTexts) -> dict[str, Any]:
     delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
-    logprobs = finish = None
+    logprobs, finish = None, finish_fields(None)
     match event:
         case TextDelta():
             delta["content"], logprobs = event.text, event.logprobs
+        case ReasoningDelta():
+            delta["reasoning_content"], logprobs = event.text, event.logprobs
+        case ToolCallStarted():
+            delta["tool_calls"] = [{"index": event.number, **_call(event.id, event.name, "")}]
+        case ToolArguments():
+            delta["tool_calls"] = [{"index": event.number, "function": {"arguments": event.text}}]
         case Ended():
-            finish, logprobs = event.finish, event.logprobs
-    return {"index": event.index, "delta": delta, "logprobs": chat_logprobs(logprobs, texts), **finish_fields(finish)}
+            finish, logprobs = finish_fields(event.finish, has_calls=event.num_tool_calls > 0), event.logprobs
+    return {"index": event.index, "delta": delta, "logprobs": chat_logprobs(logprobs, texts), **finish}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
+from sgjax_server.chat.model_format import ModelFormat
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 from sgjax_server.in_flight import TokensInFlight
@@ -32,10 +34,16 @@ class Context:
         self.engine: ServedEngine = self._host.engine
         self.server_config: ServerConfig = state.config
         self.model_name: str = self.server_config.served_model_name or self.engine.info.model_name
+        self._model_format: Callable[[], ModelFormat] = state.model_format
         self.started_s: int = state.started_s
         self.in_flight: TokensInFlight = state.in_flight
         self.record: RequestRecord = request.state.record
         self.receive = request.receive
+
+    @property
+    def model_format(self) -> ModelFormat:
+        """How the model writes calls of tools and reasoning."""
+        return self._model_format()
 
     @property
     def stream_interval(self) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from sgjax.types import RequestError, SamplingParams
+from sgjax_server.chat.tools import ToolChoice
 from sgjax_server.schemas.common import ApiModel, Prompt, RequestId
 from sgjax_server.schemas.structured import GrammarFields
+from sgjax_server.schemas.tools import NamedTool, ToolParam
 
 MAX_TOP_LOGPROBS = 20
 
@@ -50,12 +52,11 @@ class _GenerationRequest(GrammarFields):
     PARAM_NAMES: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
     IGNORED = GrammarFields.IGNORED | frozenset(
         {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-        | {"parallel_tool_calls", "prediction", "separate_reasoning", "stream_reasoning", "custom_labels"}
+        | {"prediction", "custom_labels"}
     )
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "modalities": (["text"],),
-        "tool_choice": ("none", "auto"),
     }
 
     model: str = "default"
@@ -117,6 +118,11 @@ class ChatCompletionRequest(_GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: list[ToolParam] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool = True
+    stream_reasoning: bool = True
     continue_final_message: bool = False
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -125,6 +131,13 @@ class ChatCompletionRequest(_GenerationRequest):
     def max_new_tokens(self) -> int | None:
         """None is as many as the context allows."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def choice(self) -> ToolChoice:
+        """Whether tools are called."""
+        if isinstance(self.tool_choice, NamedTool):
+            return ToolChoice("named", self.tool_choice.function.name)
+        return ToolChoice(self.tool_choice or "auto")
 
     def template_options(self) -> dict[str, Any]:
         """Keyword arguments for the chat template.

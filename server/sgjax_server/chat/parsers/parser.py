@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import Protocol
 
 from sgjax_server.chat.parsers.pieces import Piece, Reasoning, Text
 from sgjax_server.chat.parsers.source import Reading, Source
 
 Format = Callable[[Source], Reading[None]]
-ToolParser = Callable[[Source, Set[str]], Reading[None]]
+
+
+class ToolParser(Protocol):
+    """The format of calls of `tools`, with the text around them."""
+
+    def __call__(self, source: Source, tools: Set[str]) -> Reading[None]: ...
 
 
 class Parser:

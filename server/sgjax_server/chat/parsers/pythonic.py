@@ -26,6 +26,17 @@ def pythonic(source: Source, tools: Set[str]) -> Reading[None]:
             yield from source.give_back(len(mark))
 
 
+def call_text(name: str, arguments: str) -> str:
+    """A list with one call; arguments that are no JSON object stay as they are."""
+    try:
+        read = json.loads(arguments)
+    except ValueError:
+        read = None
+    if isinstance(read, dict):
+        arguments = ", ".join(f"{key}={value!r}" for key, value in read.items())
+    return f"[{name}({arguments})]"
+
+
 def _call(source: Source, tools: Set[str]) -> Reading[bool]:
     name = yield from source.word()
     if name not in tools or (yield from source.peek()) != "(":

@@ -1,0 +1,46 @@
+"""Whether an output begins with reasoning, which the model's kind and the end of the prompt decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sgjax.text import Tokenizer
+from sgjax_server.chat.parsers.reasoning import CLOSE, OPEN
+
+ReasoningParserName = Literal["deepseek-r1", "qwen3"]
+"""SGLang's names. Outputs of "deepseek-r1" begin inside of reasoning; those of "qwen3" may begin with its mark."""
+
+Thinking = Literal["open", "optional", "none"]
+"""An output begins inside of reasoning, may begin with its opening mark, or has none."""
+
+_NUM_TAIL = 32  # tokens: more than the mark and white space after it have, also of one byte each
+
+
+def thinking(
+    parser: ReasoningParserName | None,
+    tokenizer: Tokenizer,
+    input_ids: Sequence[int],
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    continues: bool,
+) -> Thinking:
+    """What to expect after a prompt. Templates open or close the reasoning there, as `enable_thinking` asks.
+
+    Args:
+      continues: the output continues the last message.
+    """
+    if parser is None:
+        return "none"
+    if continues:
+        shown = str(messages[-1].get("content"))
+        if CLOSE in shown:
+            return "none"
+        if OPEN in shown:
+            return "open"
+    tail = tokenizer.decode(input_ids[-_NUM_TAIL:], skip_special_tokens=False).rstrip()
+    if tail.endswith(OPEN):
+        return "open"
+    if tail.endswith(CLOSE):
+        return "none"
+    return "open" if parser == "deepseek-r1" else "optional"
