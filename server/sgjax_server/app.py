@@ -15,10 +15,11 @@ from sgjax_server.config import ServerConfig
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
 from sgjax_server.in_flight import TokensInFlight
+from sgjax_server.middleware.http_metrics import HttpMetrics
 from sgjax_server.middleware.request_log import RequestLog
 from sgjax_server.middleware.stack import middleware_stack
 from sgjax_server.programs.pool import ProgramPool
-from sgjax_server.routes import chat, completions, control, generate, health, info, logs, models, program
+from sgjax_server.routes import chat, completions, control, generate, health, info, logs, metrics, models, program
 
 
 def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
@@ -33,17 +34,22 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
         host.close()
 
     request_log = RequestLog(config.log_requests)
+    http_metrics = HttpMetrics()
     app = FastAPI(
-        title="sgjax", version=__version__, lifespan=lifespan, middleware=middleware_stack(config, request_log)
+        title="sgjax",
+        version=__version__,
+        lifespan=lifespan,
+        middleware=middleware_stack(config, request_log, http_metrics),
     )
     app.state.host = host
     app.state.config = config
     app.state.request_log = request_log
+    app.state.http_metrics = http_metrics
     app.state.in_flight = TokensInFlight(config.max_tokens_in_flight)
     app.state.programs = ProgramPool(config.max_running_programs, app.state.in_flight)
     app.state.model_format = functools.cache(lambda: ModelFormat.of(host.engine.tokenizer, config))
     app.state.started_s = int(time.time())
     add_error_handlers(app)
-    for module in (health, info, models, generate, chat, completions, program, control, logs):
+    for module in (health, info, metrics, models, generate, chat, completions, program, control, logs):
         app.include_router(module.router)
     return app

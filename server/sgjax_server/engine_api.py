@@ -55,6 +55,10 @@ class ServedEngine(Protocol):
         """A consistent picture, taken between two steps."""
         ...
 
+    async def metrics(self) -> str:
+        """The engine's page for Prometheus. Does not wait for the step at work."""
+        ...
+
     async def live(self, max_nodes: int) -> LiveSnapshot:
         """What people look at, with at most `max_nodes` nodes of the prefix tree."""
         ...

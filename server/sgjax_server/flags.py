@@ -99,7 +99,7 @@ _SGLANG_FLAGS = (
     _SglangFlag(("--lora-paths",)),
     _SglangFlag(("--watchdog-timeout",)),
     _SglangFlag(("--trust-remote-code",), is_switch=True, instead="code from a checkpoint is never run"),
-    _SglangFlag(("--enable-metrics",), is_switch=True),
+    _SglangFlag(("--enable-metrics",), ("",), is_switch=True),
     _SglangFlag(("--enable-deterministic-inference",), is_switch=True),
     _SglangFlag(("--enable-lora",), is_switch=True),
     _SglangFlag(("--is-embedding",), is_switch=True),

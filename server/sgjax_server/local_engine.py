@@ -39,6 +39,9 @@ class LocalEngine:
     async def stats(self) -> EngineStats:
         return await asyncio.to_thread(self._engine.stats)
 
+    async def metrics(self) -> str:
+        return self._engine.metrics()
+
     async def live(self, max_nodes: int) -> LiveSnapshot:
         return await asyncio.to_thread(self._engine.live, max_nodes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,6 +23,11 @@ def finish_fields(finish: FinishReason | None, *, has_calls: bool = False) -> di
         return {"finish_reason": "length", "matched_stop": None, "finish_message": finish.message}
     reason = "tool_calls" if has_calls and finish.kind == "stop" else finish.kind
     return {"finish_reason": reason, "matched_stop": finish.matched}
+
+
+def receipt_fields(receipt: Receipt | None, *, wanted: bool) -> dict[str, Any]:
+    """What a choice says of its cost where the request has `return_receipt`; a stream's last chunk of the choice."""
+    return {"sgjax": {"receipt": dataclasses.asdict(receipt)}} if wanted and receipt is not None else {}
 
 
 class Usage:

@@ -45,7 +45,7 @@ def test_flags_of_sglang() -> None:
     known = {option for action in parser._actions for option in action.option_strings}
     assert named - known == set()
     refused = {name for flag in _SGLANG_FLAGS for name in flag.names}
-    assert {"--quantization", "--lora-paths", "--enable-metrics"} <= refused
+    assert {"--quantization", "--lora-paths"} <= refused
 
 
 def test_routes() -> None:

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 
 from sgjax.config import EngineConfig
 from sgjax.engine import EngineInfo
+from sgjax.errors import EngineError
 from sgjax.types import (
     FinishReason,
     GrammarSpec,
     OutputDelta,
+    PromptParts,
     QueueFull,
     Receipt,
     Request,
@@ -115,6 +117,7 @@ class FakeEngine:
 
     Attributes:
       stuck: answers stop after their first token and never end. error: raised after the first token.
+      hung: its metrics never come.
       queue_full: every request is refused.
       compiling: grammars are not ready. bad_grammar: this text is refused as one, in its own time.
       end: why answers end, instead of EOS.
@@ -142,6 +145,7 @@ class FakeEngine:
         self.is_alive = True
         self.failure: Exception | None = None
         self.stuck = False
+        self.hung = False
         self.queue_full = False
         self.error: Exception | None = None
         self.compiling = False
@@ -168,6 +172,13 @@ class FakeEngine:
 
     async def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self.submitted), cache=CacheStats(num_pages=64))
+
+    async def metrics(self) -> str:
+        if self.hung:
+            await asyncio.sleep(3600)
+        if self.failure is not None:
+            raise EngineError(str(self.failure))
+        return "# TYPE sgjax:num_running_reqs gauge\nsgjax:num_running_reqs 0.0\n"
 
     async def flush_cache(self) -> int:
         self.num_flushes += 1
@@ -218,7 +229,10 @@ class FakeEngine:
                 completion_tokens=len(reply),
                 cached_tokens=2,
                 forced_tokens=1,
+                queue_s=0.1,
+                ttft_s=0.2,
                 e2e_s=0.5,
+                prompt_parts=PromptParts(cached=2, last_token=len(request.input_ids) - 2),
             )
         if request.return_logprob and position == 0 and request.logprob_start_len >= 0:
             scored = request.input_ids[request.logprob_start_len :]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+
+from sgjax.types import PromptParts, Receipt
 
 from .conftest import events_of
 from .fakes import EOS, FakeEngine
 
 URL = "/generate"
+RECEIPT = Receipt(
+    prompt_tokens=3,
+    completion_tokens=12,
+    cached_tokens=2,
+    forced_tokens=1,
+    queue_s=0.1,
+    ttft_s=0.2,
+    e2e_s=0.5,
+    prompt_parts=PromptParts(cached=2, last_token=1),
+)
 
 
 async def test_text(client, engine: FakeEngine):
@@ -25,6 +39,7 @@ async def test_text(client, engine: FakeEngine):
             "forced_tokens": 1,
             "e2e_latency": 0.5,
             "weight_version": "default",
+            "receipt": dataclasses.asdict(RECEIPT),
         },
     }
     assert engine.submitted[0].sampling.max_new_tokens == 128

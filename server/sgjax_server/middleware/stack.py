@@ -11,13 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 from sgjax_server.config import ServerConfig
 from sgjax_server.middleware.access import RequireApiKey
 from sgjax_server.middleware.body import ReadBody
+from sgjax_server.middleware.http_metrics import CountRequests, HttpMetrics
 from sgjax_server.middleware.request_log import LogRequests, RequestLog
 from sgjax_server.middleware.timeout import LimitTime
 
 
-def middleware_stack(config: ServerConfig, request_log: RequestLog) -> list[Middleware]:
+def middleware_stack(config: ServerConfig, request_log: RequestLog, http_metrics: HttpMetrics) -> list[Middleware]:
     """Outermost first."""
-    stack = []
+    stack = [Middleware(CountRequests, metrics=http_metrics)]
     if config.cors_allow_origins:
         # Outside the keys: a browser asks beforehand without one, and shows errors only with these headers.
         stack.append(

@@ -23,7 +23,7 @@ from sgjax_server.chat.turn import (
     ToolCallStarted,
     start_turn,
 )
-from sgjax_server.openai_format import Usage, chat_logprobs, finish_fields
+from sgjax_server.openai_format import Usage, chat_logprobs, finish_fields, receipt_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.common import namespace
 from sgjax_server.schemas.openai import ChatCompletionRequest
@@ -39,14 +39,16 @@ async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> 
         call = await start_turn(turn, context)
     head = {"id": turn.rid, "created": int(time.time()), "model": context.model_name}
     if body.stream:
-        events = _events(call, head, context, include_usage=body.include_usage)
-        return sse.EventStream(events, call.close)
+        return sse.EventStream(_events(call, head, body, context), call.close)
     answers = await call.answers(context.receive)
     usage = Usage()
     for answer in answers:
         if answer.receipt is not None:
             usage.add(answer.index, answer.receipt)
-    choices = [_choice(answer, context.token_texts) for answer in answers]
+    choices = [
+        _choice(answer, context.token_texts) | receipt_fields(answer.receipt, wanted=body.return_receipt)
+        for answer in answers
+    ]
     return json_response({**head, "object": "chat.completion", "choices": choices, "usage": usage.as_dict()})
 
 
@@ -91,7 +93,7 @@ def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
 
 
 async def _events(
-    call: ChatCall, head: dict[str, Any], context: Context, *, include_usage: bool
+    call: ChatCall, head: dict[str, Any], body: ChatCompletionRequest, context: Context
 ) -> AsyncIterator[bytes]:
     head = {**head, "object": "chat.completion.chunk"}
     usage = Usage()
@@ -101,8 +103,9 @@ async def _events(
         begun.add(event.index)
         if isinstance(event, Ended) and event.receipt is not None:
             usage.add(event.index, event.receipt)
+            choice |= receipt_fields(event.receipt, wanted=body.return_receipt)
         yield sse.event({**head, "choices": [choice]})
-    if include_usage:
+    if body.include_usage:
         yield sse.event({**head, "choices": [], "usage": usage.as_dict()})
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 from sgjax.types import GenerateOutput, Request, RequestError, TokenLogprobs
 from sgjax_server import sse
 from sgjax_server.calls import Call, encode, fields_named, finished, started
-from sgjax_server.openai_format import CompletionLogprobs, Usage, finish_fields
+from sgjax_server.openai_format import CompletionLogprobs, Usage, finish_fields, receipt_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.common import namespace
 from sgjax_server.schemas.openai import CompletionRequest
@@ -31,11 +31,11 @@ async def completions(body: CompletionRequest, context: ContextDep) -> Response:
     head = {"id": requests[0].rid, "object": "text_completion", "created": int(time.time())}
     head["model"] = context.model_name
     if body.stream:
-        events = _events(call, head, echoes, context, include_usage=body.include_usage)
+        events = _events(call, head, echoes, body, context)
         return sse.EventStream(events, call.close)
     results = await finished(call, context.receive)
     choices = [
-        _choice(sample, echo, index, context)
+        _choice(sample, echo, index, body, context)
         for index, (sample, echo) in enumerate(
             (sample, echo) for samples, echo in zip(results, echoes, strict=True) for sample in samples
         )
@@ -80,18 +80,19 @@ def _requests(body: CompletionRequest, prompt_ids: Sequence[Sequence[int]], cont
     ]
 
 
-def _choice(sample: GenerateOutput, echo: str, index: int, context: Context) -> dict[str, Any]:
+def _choice(sample: GenerateOutput, echo: str, index: int, body: CompletionRequest, context: Context) -> dict[str, Any]:
     logprobs = _joined(sample.input_logprobs, sample.output_logprobs)
     return {
         "index": index,
         "text": echo + sample.text,
         "logprobs": CompletionLogprobs(context.token_texts).format(logprobs),
         **finish_fields(sample.finish),
+        **receipt_fields(sample.receipt, wanted=body.return_receipt),
     }
 
 
 async def _events(
-    call: Call, head: dict[str, Any], echoes: Sequence[str], context: Context, *, include_usage: bool
+    call: Call, head: dict[str, Any], echoes: Sequence[str], body: CompletionRequest, context: Context
 ) -> AsyncIterator[bytes]:
     usage = Usage()
     formats: dict[int, CompletionLogprobs] = {}
@@ -104,11 +105,12 @@ async def _events(
             "text": echo + delta.text,
             "logprobs": form.format(_joined(delta.prompt_logprobs, delta.logprobs)),
             **finish_fields(delta.finish),
+            **receipt_fields(delta.receipt, wanted=body.return_receipt),
         }
         if delta.receipt is not None:
             usage.add(delta.index, delta.receipt)
         yield sse.event({**head, "choices": [choice]})
-    if include_usage:
+    if body.include_usage:
         yield sse.event({**head, "choices": [], "usage": usage.as_dict()})
 
 

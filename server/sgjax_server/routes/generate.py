@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class _Format:
             meta["cached_tokens"] = sample.receipt.cached_tokens
             meta["forced_tokens"] = sample.receipt.forced_tokens
             meta["e2e_latency"] = sample.receipt.e2e_s
+            meta["receipt"] = dataclasses.asdict(sample.receipt)
         if request.return_logprob:
             meta |= self._logprobs(request, "input", sample.input_logprobs or [])
             meta |= self._logprobs(request, "output", sample.output_logprobs or [])

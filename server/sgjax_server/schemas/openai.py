@@ -84,6 +84,7 @@ class _GenerationRequest(GrammarFields):
     extra_key: str | None = None
     cache_salt: str | None = None
     priority: int | None = None
+    return_receipt: bool = False
 
     @property
     def param_names(self) -> Mapping[str, str]:

@@ -1,0 +1,35 @@
+"""The page for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+import sgjax
+from sgjax_server.errors import ApiError
+from sgjax_server.host import EngineHost
+from sgjax_server.middleware.http_metrics import HttpMetrics
+
+router = APIRouter(tags=["info"])
+
+ENGINE_TIMEOUT_S = 2.0
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format: the engine's, where it answers, and those of this HTTP process always."""
+    engine_page = await _engine_page(request.app.state.host)
+    http: HttpMetrics = request.app.state.http_metrics
+    page = http.render(engine_up=engine_page is not None) + (engine_page or "")
+    return Response(page, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+async def _engine_page(host: EngineHost) -> str | None:
+    """None while the engine is loading, and when it has failed or does not answer."""
+    try:
+        async with asyncio.timeout(ENGINE_TIMEOUT_S):
+            return await host.engine.metrics()
+    except (ApiError, sgjax.EngineError, TimeoutError):
+        return None
