@@ -21,10 +21,14 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def client(engine: FakeEngine):
-    app = create_app(EngineHost(engine), ServerConfig())  # type: ignore[arg-type]
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(engine) as client:
         yield client
+
+
+def client_of(engine: FakeEngine, config: ServerConfig | None = None) -> httpx.AsyncClient:
+    """A client of an application with its own settings."""
+    app = create_app(EngineHost(engine), config or ServerConfig())  # type: ignore[arg-type]
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test")
 
 
 def events_of(response: httpx.Response) -> list[dict[str, Any]]:
