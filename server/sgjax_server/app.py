@@ -19,7 +19,30 @@ from sgjax_server.middleware.http_metrics import HttpMetrics
 from sgjax_server.middleware.request_log import RequestLog
 from sgjax_server.middleware.stack import middleware_stack
 from sgjax_server.programs.pool import ProgramPool
-from sgjax_server.routes import chat, completions, control, generate, health, info, logs, metrics, models, program
+from sgjax_server.routes import (
+    chat,
+    completions,
+    control,
+    generate,
+    health,
+    info,
+    load,
+    logs,
+    metrics,
+    models,
+    program,
+    score,
+    sessions,
+    tokenize,
+    unserved,
+)
+from sgjax_server.sessions import SessionStore
+
+_ROUTES = (
+    *(health, info, load, metrics, models, control, logs),
+    *(generate, sessions, chat, completions, program),
+    *(tokenize, score, unserved),
+)
 
 
 def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
@@ -48,8 +71,12 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     app.state.in_flight = TokensInFlight(config.max_tokens_in_flight)
     app.state.programs = ProgramPool(config.max_running_programs, app.state.in_flight)
     app.state.model_format = functools.cache(lambda: ModelFormat.of(host.engine.tokenizer, config))
+    app.state.sessions = SessionStore(
+        max_sessions=config.max_sessions, max_tokens=config.max_session_tokens, idle_s=config.session_timeout_s
+    )
     app.state.started_s = int(time.time())
     add_error_handlers(app)
-    for module in (health, info, metrics, models, generate, chat, completions, program, control, logs):
+    for module in _ROUTES:
         app.include_router(module.router)
+    app.include_router(unserved.control)
     return app

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _INLINE_CHARS = 8192
 
 
-async def encode(engine: ServedEngine, texts: Sequence[str]) -> list[list[int]]:
+async def encode(engine: ServedEngine, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
     """Token ids of each text. Raises RequestError for text that is not valid Unicode."""
 
     if sum(len(text) for text in texts) <= _INLINE_CHARS:
-        return [engine.tokenizer.encode(text) for text in texts]
-    return await asyncio.to_thread(engine.tokenizer.encode_batch, texts)
+        return [engine.tokenizer.encode(text, add_special_tokens) for text in texts]
+    return await asyncio.to_thread(engine.tokenizer.encode_batch, texts, add_special_tokens)
 
 
 async def encode_chat(engine: ServedEngine, messages: Sequence[Mapping[str, Any]], /, **options: Any) -> list[int]:

@@ -29,6 +29,13 @@ def _secret(variable: str, help: str) -> Any:
     )
 
 
+_COUNTS = (
+    *("stream_interval", "max_request_bytes", "max_tokens_in_flight", "max_running_programs"),
+    *("max_sessions", "max_session_tokens"),
+)
+_DURATIONS = ("request_body_timeout_s", "request_timeout_s", "session_timeout_s", "health_generate_timeout_s")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Where and how the engine is served. Field names are SGLang's where it has the setting."""
@@ -54,6 +61,10 @@ class ServerConfig:
     )
     reasoning_parser: ReasoningParser = setting("auto", "How the model writes reasoning; auto looks at its template")
     max_running_programs: int = setting(128, "Programs at work at once before /run_program refuses more")
+    max_sessions: int = setting(256, "Sessions kept open; beyond, those used least recently are forgotten")
+    max_session_tokens: int = setting(2**24, "Tokens that all sessions may hold together, 4 bytes each")
+    session_timeout_s: float = setting(3600.0, "Seconds that an unused session is kept, unless it says another time")
+    health_generate_timeout_s: float = setting(20.0, "Seconds until /health_generate gives up waiting for a token")
     log_level: LogLevel = setting("info", "Least severe log lines shown")
     log_format: LogFormat = setting("text", "Form of log lines")
     log_requests: RequestDetail = setting(
@@ -63,12 +74,10 @@ class ServerConfig:
     def __post_init__(self):
         if not 0 <= self.port <= 65535:
             raise ConfigError("port", f"must lie in [0, 65535], not {self.port}")
-        for name in ("stream_interval", "max_running_programs", "max_request_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, f"must be at least 1, not {getattr(self, name)}")
-        if self.max_tokens_in_flight is not None and self.max_tokens_in_flight < 1:
-            raise ConfigError("max_tokens_in_flight", f"must be at least 1, not {self.max_tokens_in_flight}")
-        for name in ("request_body_timeout_s", "request_timeout_s"):
+        for name in _COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(name, f"must be at least 1, not {value}")
+        for name in _DURATIONS:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ConfigError(name, f"must be positive, not {value}")
         for name in ("api_key", "admin_api_key"):

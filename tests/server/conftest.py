@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
@@ -29,6 +31,20 @@ def client_of(engine: FakeEngine, config: ServerConfig | None = None) -> httpx.A
     """A client of an application with its own settings."""
     app = create_app(EngineHost(engine), config or ServerConfig())  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test")
+
+
+@pytest.fixture
+async def url(engine: FakeEngine):
+    """The application on a socket, for clients that bring their own HTTP."""
+    app = create_app(EngineHost(engine), ServerConfig())  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await task
+    assert engine.closed
 
 
 def events_of(response: httpx.Response) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ import dataclasses
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+from sgjax.cache.manager import CacheStats
 from sgjax.config import EngineConfig
-from sgjax.engine import EngineInfo
+from sgjax.engine import EngineInfo, EngineStats
+from sgjax.engine.batch import SchedulerCounters
 from sgjax.errors import EngineError
 from sgjax.types import (
     FinishReason,
@@ -22,11 +24,11 @@ from sgjax.types import (
     TokenLogprobs,
 )
 
-EOS = 0
+EOS, BOS = 0, 1
 
 
 class FakeTokenizer:
-    """One token per byte; EOS is 0. Chat prompts look like "user:hi|assistant:".
+    """One token per byte; EOS is 0, BOS 1. Chat prompts look like "user:hi|assistant:".
 
     Attributes:
       rendered: the messages and options of the last chat.
@@ -34,6 +36,7 @@ class FakeTokenizer:
 
     special_tokens: Mapping[str, str] = {"eos_token": "</s>"}
     eos_token_ids = (EOS,)
+    bos_token_id = BOS
 
     def __init__(self, chat_template: str = "{{ messages }}", special: Sequence[str] = ()):
         self.chat_template = chat_template
@@ -54,8 +57,8 @@ class FakeTokenizer:
         except UnicodeEncodeError:
             raise RequestError("text", "is not valid Unicode") from None
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        return [self.encode(text, add_special_tokens) for text in texts]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         if len(token_ids) == 1 and token_ids[0] in self._special:
@@ -101,23 +104,12 @@ class FakeHandle:
         return self._deltas
 
 
-@dataclasses.dataclass(frozen=True)
-class CacheStats:
-    num_pages: int
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineStats:
-    num_running: int
-    cache: CacheStats
-
-
 class FakeEngine:
     """Answers every prompt with `reply(request)`, one token at a time, then EOS.
 
     Attributes:
-      stuck: answers stop after their first token and never end. error: raised after the first token.
-      hung: its metrics never come.
+      silent: answers never begin. stuck: they stop after their first token and never end.
+      error: raised after the first token. hung: its metrics never come.
       queue_full: every request is refused.
       compiling: grammars are not ready. bad_grammar: this text is refused as one, in its own time.
       end: why answers end, instead of EOS.
@@ -144,6 +136,7 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.is_alive = True
         self.failure: Exception | None = None
+        self.silent = False
         self.stuck = False
         self.hung = False
         self.queue_full = False
@@ -154,6 +147,9 @@ class FakeEngine:
         self.submitted: list[Request] = []
         self.aborted: list[str] = []
         self.num_flushes = 0
+        self.counters = SchedulerCounters()
+        self.weight_version = "default"
+        self.is_paused = False
         self.controls: list[tuple] = []
         self.closed = False
 
@@ -171,7 +167,29 @@ class FakeEngine:
                 raise RequestError(grammar.kind, "at /properties/a: no such type")
 
     async def stats(self) -> EngineStats:
-        return EngineStats(num_running=len(self.submitted), cache=CacheStats(num_pages=64))
+        return EngineStats(
+            num_running=len(self.submitted),
+            num_waiting=2,
+            num_grammar_queue=1,
+            counters=dataclasses.replace(self.counters),
+            cache=CacheStats(
+                num_pages=64,
+                num_free=40,
+                num_cached=14,
+                num_evictable=8,
+                num_locked=6,
+                num_nodes=3,
+                num_evicted_pages=0,
+            ),
+            num_steps_compiled=5,
+            all_compiled=True,
+            num_late_compiles=0,
+            num_integrity_failures=0,
+            weight_version=self.weight_version,
+            is_paused=self.is_paused,
+            num_preempted=0,
+            num_compiled_by_kind={},
+        )
 
     async def metrics(self) -> str:
         if self.hung:
@@ -185,16 +203,19 @@ class FakeEngine:
         return 3
 
     async def pause(self, mode: str) -> None:
+        self.is_paused = True
         self.controls.append(("pause", mode))
 
     async def resume(self) -> None:
+        self.is_paused = False
         self.controls.append(("resume",))
 
     async def update_weights(self, model_path: str, weight_version: str | None = None) -> str:
         if model_path == "missing":
             raise RequestError("model_path", "does not exist")
         self.controls.append(("update_weights", model_path, weight_version))
-        return weight_version or model_path
+        self.weight_version = weight_version or model_path
+        return self.weight_version
 
     async def start_profile(self, output_dir: str) -> None:
         self.controls.append(("start_profile", output_dir))
@@ -211,6 +232,8 @@ class FakeEngine:
 
     async def _deltas(self, request: Request) -> AsyncIterator[OutputDelta]:
         max_new = request.sampling.max_new_tokens
+        if self.silent:
+            await asyncio.sleep(3600)
         reply = [*self._reply(request).encode(), EOS][: 900 if max_new is None else max_new]
         for position in range(max(1, len(reply))):
             for index in range(request.sampling.n):
@@ -233,6 +256,7 @@ class FakeEngine:
                 ttft_s=0.2,
                 e2e_s=0.5,
                 prompt_parts=PromptParts(cached=2, last_token=len(request.input_ids) - 2),
+                weight_version=self.weight_version,
             )
         if request.return_logprob and position == 0 and request.logprob_start_len >= 0:
             scored = request.input_ids[request.logprob_start_len :]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+from openai import AsyncOpenAI, BadRequestError
+
+from sgjax.types import OutputDelta, Request
 
 from .conftest import events_of
 from .fakes import FakeEngine
@@ -80,3 +85,71 @@ async def test_stream_of_a_batch(client):
         assert choices[-1]["finish_reason"] == "stop"
     assert last["usage"]["prompt_tokens"] == 3
     assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
+class Ranked(FakeEngine):
+    """Sample i is `SCORES[i]` likely per token, and begins with i."""
+
+    SCORES = (-2.0, -0.5, -3.0, -1.0)
+
+    def _delta(self, request: Request, index: int, reply: list[int], position: int) -> OutputDelta:
+        delta = super()._delta(request, index, reply, position)
+        if delta.logprobs is not None:
+            delta.logprobs = [dataclasses.replace(one, logprob=self.SCORES[index]) for one in delta.logprobs]
+        if position == 0:
+            delta.text = f"{index}{delta.text}"
+        return delta
+
+
+class TestBestOf:
+    @pytest.fixture
+    def engine(self) -> FakeEngine:
+        return Ranked()
+
+    @pytest.fixture
+    async def openai(self, url: str):
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            yield client
+
+    async def test_the_likeliest_are_the_answer(self, openai: AsyncOpenAI, engine: FakeEngine):
+        answer = await openai.completions.create(model="m", prompt=["a", "bc"], n=2, best_of=4)
+        assert [choice.text for choice in answer.choices] == ["1Hello world", "3Hello world"] * 2
+        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+        assert [choice.logprobs for choice in answer.choices] == [None] * 4
+        assert {request.sampling.n for request in engine.submitted} == {4}
+        assert answer.usage is not None
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 2 * 4 * 12)
+
+    async def test_with_logprobs_and_echo(self, openai: AsyncOpenAI):
+        answer = await openai.completions.create(model="m", prompt="ab", best_of=3, logprobs=1, echo=True, max_tokens=2)
+        (choice,) = answer.choices
+        assert choice.text == "ab1He"
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs == [None, -0.5, -0.5, -0.5]
+
+    async def test_echo_alone_asks_for_no_logprobs_of_the_prompt(self, openai: AsyncOpenAI, engine: FakeEngine):
+        answer = await openai.completions.create(model="m", prompt="ab", best_of=2, echo=True)
+        assert answer.choices[0].text == "ab1Hello world"
+        assert engine.submitted[0].logprob_start_len == -1
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"best_of": 2, "n": 3}, "best_of"),
+            ({"best_of": 2, "stream": True}, "best_of"),
+            ({"best_of": 21}, "best_of"),
+            ({"suffix": "the end"}, "suffix"),
+        ],
+    )
+    async def test_refused(self, openai: AsyncOpenAI, fields: dict, param: str):
+        with pytest.raises(BadRequestError) as refused:
+            await openai.completions.create(model="m", prompt="a", **fields)
+        assert refused.value.param == param
+
+    async def test_as_many_as_asked_for_may_be_streamed(self, openai: AsyncOpenAI, engine: FakeEngine):
+        stream = await openai.completions.create(model="m", prompt=[97], n=2, best_of=2, stream=True, suffix="")
+        texts = ["", ""]
+        async for chunk in stream:
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+        assert texts == ["0Hello world", "1Hello world"]
+        assert not engine.submitted[0].return_logprob

@@ -6,25 +6,8 @@ import asyncio
 
 import httpx
 import pytest
-import uvicorn
-from sgjax_server.app import create_app
-from sgjax_server.config import ServerConfig
-from sgjax_server.host import EngineHost
 
 from .fakes import FakeEngine
-
-
-@pytest.fixture
-async def url(engine: FakeEngine):
-    app = create_app(EngineHost(engine), ServerConfig())  # type: ignore[arg-type]
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    await task
-    assert engine.closed
 
 
 async def _aborted(engine: FakeEngine, count: int) -> list[str]:

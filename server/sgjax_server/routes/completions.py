@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -34,12 +36,9 @@ async def completions(body: CompletionRequest, context: ContextDep) -> Response:
         events = _events(call, head, echoes, body, context)
         return sse.EventStream(events, call.close)
     results = await finished(call, context.receive)
-    choices = [
-        _choice(sample, echo, index, body, context)
-        for index, (sample, echo) in enumerate(
-            (sample, echo) for samples, echo in zip(results, echoes, strict=True) for sample in samples
-        )
-    ]
+    best = [_likeliest(samples, body.num_choices) for samples in results] if body.is_ranked else results
+    answers = [(sample, echo) for samples, echo in zip(best, echoes, strict=True) for sample in samples]
+    choices = [_choice(sample, echo, index, body, context) for index, (sample, echo) in enumerate(answers)]
     return json_response({**head, "choices": choices, "usage": Usage.of(results)})
 
 
@@ -52,25 +51,21 @@ async def _prompts(body: CompletionRequest, context: Context) -> list[tuple[str,
         raise RequestError("prompt", "is empty")
     if isinstance(prompt[0], str):
         return list(zip(prompt, await encode(context.engine, prompt), strict=True))
-    return [(_decoded(ids, context) if body.echo else "", ids) for ids in prompt]
-
-
-def _decoded(ids: Sequence[int], context: Context) -> str:
-    if any(not 0 <= token_id < context.engine.info.vocab_size for token_id in ids):
-        raise RequestError("prompt", "holds a token id outside the vocabulary")
-    return context.engine.tokenizer.decode(ids, skip_special_tokens=False)
+    return [(context.decode(ids, "prompt", skip_special_tokens=False) if body.echo else "", ids) for ids in prompt]
 
 
 def _requests(body: CompletionRequest, prompt_ids: Sequence[Sequence[int]], context: Context) -> list[Request]:
     rid = body.rid or f"cmpl-{uuid.uuid4().hex}"
     sampling = body.sampling(context.sampling_defaults, body.max_tokens)
+    if body.is_ranked:
+        sampling = dataclasses.replace(sampling, n=body.best_of)
     wants_logprobs = body.logprobs is not None
     return [
         Request(
             rid=rid if len(prompt_ids) == 1 else f"{rid}-{number}",
             input_ids=tuple(ids),
             sampling=sampling,
-            return_logprob=wants_logprobs,
+            return_logprob=wants_logprobs or body.is_ranked,
             logprob_start_len=0 if wants_logprobs and body.echo else -1,
             top_logprobs_num=body.logprobs or 0,
             priority=body.priority or 0,
@@ -80,8 +75,19 @@ def _requests(body: CompletionRequest, prompt_ids: Sequence[Sequence[int]], cont
     ]
 
 
+def _likeliest(samples: Sequence[GenerateOutput], count: int) -> list[GenerateOutput]:
+    """The best samples by mean log-probability per token, as `best_of` is defined; equals keep their order."""
+
+    def mean_logprob(sample: GenerateOutput) -> float:
+        logprobs = [one.logprob for one in sample.output_logprobs or () if one.logprob is not None]
+        return sum(logprobs) / len(logprobs) if logprobs else -math.inf
+
+    return sorted(samples, key=mean_logprob, reverse=True)[:count]
+
+
 def _choice(sample: GenerateOutput, echo: str, index: int, body: CompletionRequest, context: Context) -> dict[str, Any]:
-    logprobs = _joined(sample.input_logprobs, sample.output_logprobs)
+    wanted = body.logprobs is not None
+    logprobs = _joined(sample.input_logprobs, sample.output_logprobs) if wanted else None
     return {
         "index": index,
         "text": echo + sample.text,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
+from sgjax.types import RequestError
 from sgjax_server.chat.model_format import ModelFormat
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.middleware.request_log import RequestRecord
 from sgjax_server.sampling_defaults import sampling_defaults
+from sgjax_server.sessions import SessionStore
 from sgjax_server.tokens import TokenTexts
 
 if TYPE_CHECKING:
@@ -35,10 +37,17 @@ class Context:
         self.server_config: ServerConfig = state.config
         self.model_name: str = self.server_config.served_model_name or self.engine.info.model_name
         self._model_format: Callable[[], ModelFormat] = state.model_format
+        self.sessions: SessionStore = state.sessions
         self.started_s: int = state.started_s
         self.in_flight: TokensInFlight = state.in_flight
         self.record: RequestRecord = request.state.record
         self.receive = request.receive
+
+    def decode(self, token_ids: Sequence[int], field: str, *, skip_special_tokens: bool) -> str:
+        """The text of ids that a request's `field` holds. Raises RequestError for one outside the vocabulary."""
+        if any(not 0 <= token_id < self.engine.info.vocab_size for token_id in token_ids):
+            raise RequestError(field, "holds a token id outside the vocabulary")
+        return self.engine.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     @property
     def model_format(self) -> ModelFormat:
@@ -65,5 +74,5 @@ async def _context(request: Request) -> Context:
 ContextDep = Annotated[Context, Depends(_context)]
 
 
-def json_response(data: Any) -> Response:
-    return Response(to_json(data, inf_nan_mode="null"), media_type="application/json")
+def json_response(data: Any, status: int = 200) -> Response:
+    return Response(to_json(data, inf_nan_mode="null"), status, media_type="application/json")

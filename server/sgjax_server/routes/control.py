@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from typing import Any
 
+from fastapi import Response
+
+from sgjax.types import RequestError
+from sgjax_server.engine_api import ServedEngine
 from sgjax_server.middleware.access import control_router
-from sgjax_server.routes.context import ContextDep
+from sgjax_server.routes.context import ContextDep, json_response
+from sgjax_server.schemas.control import (
+    AbortRequest,
+    ContinueRequest,
+    PauseRequest,
+    ProfileRequest,
+    UpdateWeightsRequest,
+)
 
 router = control_router()
 
@@ -15,3 +28,84 @@ router = control_router()
 async def flush_cache(context: ContextDep) -> dict[str, Any]:
     """Forgets every cached prefix that no running request uses."""
     return {"success": True, "freed_pages": await context.engine.flush_cache()}
+
+
+@router.post("/abort_request")
+async def abort_request(body: AbortRequest, context: ContextDep) -> Response:
+    """Ends a request, or all. Their clients get what there is so far. An id that is not known is no error."""
+    if body.abort_all:
+        await _abort_all(context.engine)
+    elif body.rid:
+        context.engine.abort(body.rid)
+    return Response(status_code=200)
+
+
+@router.post("/pause_generation")
+async def pause_generation(context: ContextDep, body: PauseRequest | None = None) -> dict[str, Any]:
+    """Stops all generation until /continue_generation. New requests wait."""
+    await context.engine.pause((body or PauseRequest()).mode)
+    return {"status": "ok", "message": "Generation is paused."}
+
+
+@router.post("/continue_generation")
+async def continue_generation(context: ContextDep, body: ContinueRequest | None = None) -> dict[str, Any]:
+    """Goes on after /pause_generation."""
+    await context.engine.resume()
+    return {"status": "ok", "message": "Generation goes on."}
+
+
+@router.post("/update_weights_from_disk")
+async def update_weights_from_disk(body: UpdateWeightsRequest, context: ContextDep) -> Response:
+    """Serves another checkpoint of the same architecture, without a restart; answers come in SGLang's form.
+
+    Requests that run go on with the new weights, unless `abort_all_requests`. When the checkpoint is refused, the old
+    weights go on serving.
+    """
+    engine = context.engine
+    before = await engine.stats()
+    if body.abort_all_requests:
+        await _abort_all(engine)
+    if body.keep_pause:
+        await engine.pause("retract")
+    try:
+        version = await engine.update_weights(body.model_path, body.weight_version)
+    except RequestError as error:
+        if body.keep_pause and not before.is_paused:
+            await engine.resume()
+        return json_response({"success": False, "message": str(error), "num_paused_requests": 0}, 400)
+    is_paused = before.is_paused or body.keep_pause
+    return json_response(
+        {
+            "success": True,
+            "message": f"The weights are those of {body.model_path}, version {version}.",
+            "num_paused_requests": before.num_running + before.num_waiting if is_paused else 0,
+            "weight_version": version,
+        }
+    )
+
+
+@router.get("/start_profile", include_in_schema=False)
+@router.post("/start_profile")
+async def start_profile(context: ContextDep, body: ProfileRequest | None = None) -> dict[str, Any]:
+    """Begins a `jax.profiler` trace, in a new folder of its own unless `output_dir` names one."""
+    output_dir = body.output_dir if body is not None else None
+    if output_dir is None:
+        output_dir = await asyncio.to_thread(tempfile.mkdtemp, prefix="sgjax-profile-")
+    await context.engine.start_profile(output_dir)
+    return {"success": True, "output_dir": output_dir}
+
+
+@router.get("/stop_profile", include_in_schema=False)
+@router.post("/stop_profile")
+async def stop_profile(context: ContextDep) -> dict[str, Any]:
+    """Ends the trace and writes it."""
+    await context.engine.stop_profile()
+    return {"success": True}
+
+
+async def _abort_all(engine: ServedEngine) -> None:
+    """Ends every request, of other HTTP workers too."""
+    was_paused = (await engine.stats()).is_paused
+    await engine.pause("abort")
+    if not was_paused:
+        await engine.resume()

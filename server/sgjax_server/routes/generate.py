@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from sgjax.types import FinishReason, GenerateOutput, Request, TokenLogprobs
 from sgjax_server import sse
 from sgjax_server.calls import Call, encode, finished, started
 from sgjax_server.routes.context import Context, ContextDep, json_response
-from sgjax_server.schemas.native import GenerateRequest
+from sgjax_server.schemas.native import GenerateRequest, SessionParams
+from sgjax_server.sessions import SessionTurn
 
 router = APIRouter(tags=["native"])
 
@@ -21,27 +23,61 @@ router = APIRouter(tags=["native"])
 async def generate(body: GenerateRequest, context: ContextDep) -> Response:
     prompts: Any = body.prompts()
     prompt_ids = prompts if body.text is None else await encode(context.engine, prompts)
+    if body.session_params is not None:
+        prompt_ids = [_session_prompt(body.session_params, prompt_ids[0], context)]
     requests = body.requests(prompt_ids)
     form = _Format(context, with_text=body.return_text_in_logprobs)
     is_single = not body.is_batch and requests[0].sampling.n == 1
     call = Call(context, requests)
-    await started(call, context.receive)
-    if body.stream:
-        return sse.EventStream(_events(call, form, context.stream_interval, is_single=is_single), call.close)
-    results = await finished(call, context.receive)
+    turn = None
+    if body.session_params is not None:
+        turn = _begin_turn(body.session_params, requests[0], context)
+    close = functools.partial(_close, call, turn)
+    try:
+        await started(call, context.receive)
+        if body.stream:
+            events = _events(call, form, context.stream_interval, turn, is_single=is_single)
+            return sse.EventStream(events, close)
+        results = await finished(call, context.receive)
+        if turn is not None:
+            turn.output_ids = results[0][0].output_ids
+    except BaseException:
+        close()
+        raise
+    close()
     answers = [
         form.answer(request, sample) for request, samples in zip(requests, results, strict=True) for sample in samples
     ]
     return json_response(answers[0] if is_single else answers)
 
 
-async def _events(call: Call, form: _Format, interval: int, *, is_single: bool) -> AsyncIterator[bytes]:
+def _session_prompt(params: SessionParams, new_ids: Sequence[int], context: Context) -> list[int]:
+    session = context.sessions.get(params.id)
+    return session.prompt(params.continuation, new_ids, context.engine.tokenizer.bos_token_id)
+
+
+def _begin_turn(params: SessionParams, request: Request, context: Context) -> SessionTurn:
+    session = context.sessions.get(params.id)
+    return session.begin(request.rid, params.continuation, request.input_ids, context.engine.abort)
+
+
+def _close(call: Call, turn: SessionTurn | None) -> None:
+    call.close()
+    if turn is not None:
+        turn.close()
+
+
+async def _events(
+    call: Call, form: _Format, interval: int, turn: SessionTurn | None, *, is_single: bool
+) -> AsyncIterator[bytes]:
     """Each event holds the sample's whole answer so far; `index` tells a batch's samples apart."""
     samples: dict[tuple[int, int], GenerateOutput] = {}
     async for number, delta in call.deltas(interval):
         request = call.requests[number]
         sample = samples.setdefault((number, delta.index), GenerateOutput(request.rid, delta.index, request.input_ids))
         sample.add(delta)
+        if turn is not None:
+            turn.output_ids = sample.output_ids
         answer = form.answer(request, sample)
         if not is_single:
             answer["index"] = number * request.sampling.n + delta.index
@@ -60,9 +96,9 @@ class _Format:
             "finish_reason": _finish_reason(sample.finish, len(sample.output_ids)),
             "prompt_tokens": len(sample.prompt_ids),
             "completion_tokens": len(sample.output_ids),
-            "weight_version": "default",
         }
         if sample.receipt is not None:
+            meta["weight_version"] = sample.receipt.weight_version
             meta["cached_tokens"] = sample.receipt.cached_tokens
             meta["forced_tokens"] = sample.receipt.forced_tokens
             meta["e2e_latency"] = sample.receipt.e2e_s

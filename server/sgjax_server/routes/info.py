@@ -21,12 +21,13 @@ async def model_info(context: ContextDep) -> dict[str, Any]:
     """The model, with what a client needs to write prompts for it."""
     info, tokenizer = context.engine.info, context.engine.tokenizer
     special = tokenizer.special_tokens
+    stats = await context.engine.stats()
     return {
         "model_path": info.config.model_path,
         "tokenizer_path": info.config.tokenizer_path or info.config.model_path,
         "served_model_name": context.model_name,
         "is_generation": True,
-        "weight_version": "default",
+        "weight_version": stats.weight_version,
         "architectures": [info.architecture],
         "vocab_size": info.vocab_size,
         "context_length": info.context_length,
@@ -38,6 +39,12 @@ async def model_info(context: ContextDep) -> dict[str, Any]:
         "programs": PROGRAM_VERSION,
         "sampling_defaults": context.sampling_defaults,
     }
+
+
+@router.get("/get_weight_version")
+async def weight_version(context: ContextDep) -> dict[str, str]:
+    """Which weights serve now: "default" until /update_weights_from_disk."""
+    return {"weight_version": (await context.engine.stats()).weight_version}
 
 
 @router.get("/server_info", dependencies=[ADMIN])

@@ -6,8 +6,44 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import Field
+
 from sgjax.types import Request, RequestError, SamplingParams
 from sgjax_server.schemas.common import ApiModel, RequestId, TokenIds, namespace
+from sgjax_server.sessions import Continuation
+
+
+class OpenSessionRequest(ApiModel):
+    """A session: a conversation whose tokens the server keeps. Its size is bounded by the server's settings."""
+
+    IGNORED = frozenset({"capacity_of_str_len"})
+
+    session_id: RequestId | None = None
+    streaming: bool | None = None
+    timeout: float | None = Field(None, gt=0)
+
+
+class CloseSessionRequest(ApiModel):
+    session_id: RequestId
+
+
+class SessionParams(ApiModel):
+    """Where a request stands in its session; see `sgjax_server.sessions.Continuation`."""
+
+    id: RequestId
+    rid: RequestId | None = None
+    offset: int | None = None
+    replace: bool | None = None
+    drop_previous_output: bool | None = None
+
+    @property
+    def continuation(self) -> Continuation:
+        return Continuation(
+            rid=self.rid,
+            offset=self.offset,
+            replace=bool(self.replace),
+            drop_previous_output=bool(self.drop_previous_output),
+        )
 
 
 class GenerateRequest(ApiModel):
@@ -28,6 +64,7 @@ class GenerateRequest(ApiModel):
     priority: int | None = None
     extra_key: str | None = None
     cache_salt: str | None = None
+    session_params: SessionParams | None = None
 
     @property
     def is_batch(self) -> bool:
@@ -57,6 +94,8 @@ class GenerateRequest(ApiModel):
         count = len(prompt_ids)
         rids = self._rids(count)
         sampling = self._sampling(count)
+        if self.session_params is not None and (self.is_batch or sampling[0].n > 1):
+            raise RequestError("session_params", "takes one prompt and one sample")
         return_logprob = _per_prompt("return_logprob", self.return_logprob, count, False)
         logprob_start = _per_prompt("logprob_start_len", self.logprob_start_len, count, -1)
         top_logprobs = _per_prompt("top_logprobs_num", self.top_logprobs_num, count, 0)

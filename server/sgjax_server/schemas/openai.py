@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sgjax.types import RequestError, SamplingParams
 from sgjax_server.chat.tools import ToolChoice
@@ -14,6 +14,7 @@ from sgjax_server.schemas.structured import GrammarFields
 from sgjax_server.schemas.tools import NamedTool, ToolParam
 
 MAX_TOP_LOGPROBS = 20
+MAX_BEST_OF = 20
 
 # Fields whose name in this API differs from SamplingParams'.
 _RENAMED = {"min_tokens": "min_new_tokens"}
@@ -166,6 +167,30 @@ class CompletionRequest(_GenerationRequest):
     }
 
     prompt: Prompt
+    suffix: str | None = None
     max_tokens: int | None = Field(16, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    best_of: int | None = Field(None, ge=1, le=MAX_BEST_OF)
+
+    @property
+    def num_choices(self) -> int:
+        """Samples in the answer, of each prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether more samples are drawn than answered with, so that the likeliest must be found."""
+        return self.best_of is not None and self.best_of > self.num_choices
+
+    @model_validator(mode="after")
+    def _what_openai_refuses(self) -> Self:
+        if self.suffix:
+            raise RequestError(
+                "suffix", "not supported: the model only continues a text, it does not fill a gap in one"
+            )
+        if self.best_of is not None and self.best_of < self.num_choices:
+            raise RequestError("best_of", f"must be at least n, which is {self.num_choices}")
+        if self.is_ranked and self.stream:
+            raise RequestError("best_of", "cannot be streamed, since the best is known only at the end; must equal n")
+        return self
