@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import time
@@ -37,6 +38,7 @@ from sgjax_server.routes import (
     unserved,
 )
 from sgjax_server.sessions import SessionStore
+from sgjax_server.tracing import start_tracing
 
 _ROUTES = (
     *(health, info, load, metrics, models, control, logs),
@@ -55,14 +57,17 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         host.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.shutdown)
 
     request_log = RequestLog(config.log_requests)
     http_metrics = HttpMetrics()
+    traces = None if config.otlp_endpoint is None else start_tracing(config.otlp_endpoint)
     app = FastAPI(
         title="sgjax",
         version=__version__,
         lifespan=lifespan,
-        middleware=middleware_stack(config, request_log, http_metrics),
+        middleware=middleware_stack(config, request_log, http_metrics, traces),
     )
     app.state.host = host
     app.state.config = config

@@ -131,7 +131,7 @@ class Call:
     def _note(self, delta: OutputDelta) -> None:
         if delta.finish is not None:
             self._num_running[delta.rid] -= 1
-            self._record.end(delta.finish, delta.receipt)
+            self._record.end(delta.rid, delta.index, delta.finish, delta.receipt)
 
     async def _arrivals(self) -> AsyncIterator[tuple[int, OutputDelta | None, bool]]:
         """(Number of the request, delta or None at its end, whether nothing further has arrived yet)."""

@@ -9,6 +9,7 @@ import ssl
 from typing import Any, Literal
 
 from sgjax.config import ConfigError, setting
+from sgjax_server.tracing import endpoint_problem
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -65,6 +66,9 @@ class ServerConfig:
     max_session_tokens: int = setting(2**24, "Tokens that all sessions may hold together, 4 bytes each")
     session_timeout_s: float = setting(3600.0, "Seconds that an unused session is kept, unless it says another time")
     health_generate_timeout_s: float = setting(20.0, "Seconds until /health_generate gives up waiting for a token")
+    otlp_endpoint: str | None = setting(
+        None, "OpenTelemetry collector for traces, such as http://localhost:4318; needs the extra otel"
+    )
     log_level: LogLevel = setting("info", "Least severe log lines shown")
     log_format: LogFormat = setting("text", "Form of log lines")
     log_requests: RequestDetail = setting(
@@ -83,6 +87,8 @@ class ServerConfig:
         for name in ("api_key", "admin_api_key"):
             if (key := getattr(self, name)) is not None and not (key.isascii() and key.isprintable() and key.strip()):
                 raise ConfigError(name, "must be printable ASCII, and not empty")
+        if self.otlp_endpoint is not None and (problem := endpoint_problem(self.otlp_endpoint)) is not None:
+            raise ConfigError("otlp_endpoint", problem)
         self._check_certificate()
 
     def _check_certificate(self) -> None:

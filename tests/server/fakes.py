@@ -112,7 +112,7 @@ class FakeEngine:
       error: raised after the first token. hung: its metrics never come.
       queue_full: every request is refused.
       compiling: grammars are not ready. bad_grammar: this text is refused as one, in its own time.
-      end: why answers end, instead of EOS.
+      end: why answers end, instead of EOS. receipt: every answer's, instead of one that fits.
       submitted, aborted: requests and their ids, in order. controls: names and arguments of other calls.
     """
 
@@ -144,6 +144,7 @@ class FakeEngine:
         self.compiling = False
         self.bad_grammar: str | None = None
         self.end: FinishReason | None = None
+        self.receipt: Receipt | None = None
         self.submitted: list[Request] = []
         self.aborted: list[str] = []
         self.num_flushes = 0
@@ -247,7 +248,7 @@ class FakeEngine:
         finish = receipt = prompt_logprobs = None
         if position >= len(reply) - 1:
             finish = self.end or (FinishReason("stop", EOS) if EOS in token_ids else FinishReason("length"))
-            receipt = Receipt(
+            receipt = self.receipt or Receipt(
                 prompt_tokens=len(request.input_ids),
                 completion_tokens=len(reply),
                 cached_tokens=2,

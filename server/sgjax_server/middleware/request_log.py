@@ -25,6 +25,16 @@ class RequestLog:
     detail: RequestDetail = "off"
 
 
+@dataclass(frozen=True, slots=True)
+class EndedSample:
+    """`ended_ns`: when this process heard of the end, by the system's clock."""
+
+    rid: str
+    index: int
+    receipt: Receipt | None
+    ended_ns: int
+
+
 @dataclass
 class RequestRecord:
     """What an HTTP request asked of the engine, and got."""
@@ -34,6 +44,7 @@ class RequestRecord:
     cached_tokens: int = 0
     completion_tokens: int = 0
     finish: list[str] = field(default_factory=list)
+    ended: list[EndedSample] = field(default_factory=list)
     num_open: int = 0
 
     def begin(self, requests: Sequence[Request]) -> None:
@@ -41,10 +52,11 @@ class RequestRecord:
         self.prompt_tokens += sum(len(request.input_ids) for request in requests)
         self.num_open += sum(request.sampling.n for request in requests)
 
-    def end(self, finish: FinishReason, receipt: Receipt | None) -> None:
+    def end(self, rid: str, index: int, finish: FinishReason, receipt: Receipt | None) -> None:
         """One sample has ended."""
         self.num_open -= 1
         self.finish.append(finish.kind)
+        self.ended.append(EndedSample(rid, index, receipt, time.time_ns()))
         if receipt is not None:
             self.cached_tokens += receipt.cached_tokens
             self.completion_tokens += receipt.completion_tokens

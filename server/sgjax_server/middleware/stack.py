@@ -5,6 +5,8 @@ Plain ASGI throughout: what only reads the request passes `send` on as it is, an
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -15,10 +17,19 @@ from sgjax_server.middleware.http_metrics import CountRequests, HttpMetrics
 from sgjax_server.middleware.request_log import LogRequests, RequestLog
 from sgjax_server.middleware.timeout import LimitTime
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
-def middleware_stack(config: ServerConfig, request_log: RequestLog, http_metrics: HttpMetrics) -> list[Middleware]:
+
+def middleware_stack(
+    config: ServerConfig, request_log: RequestLog, http_metrics: HttpMetrics, traces: TracerProvider | None
+) -> list[Middleware]:
     """Outermost first."""
     stack = [Middleware(CountRequests, metrics=http_metrics)]
+    if traces is not None:
+        from sgjax_server.middleware.traces import TraceRequests  # OpenTelemetry is an extra
+
+        stack.append(Middleware(TraceRequests, provider=traces))
     if config.cors_allow_origins:
         # Outside the keys: a browser asks beforehand without one, and shows errors only with these headers.
         stack.append(
