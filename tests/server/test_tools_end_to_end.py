@@ -67,3 +67,80 @@ def test_required(client: openai.OpenAI):
     assert choice.message.content is None
     (call,) = choice.message.tool_calls or []
     check_call(call, call.function.name)
+
+
+def test_named_and_streamed(client: openai.OpenAI):
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    with client.chat.completions.stream(**COMMON, tools=[NOTHING, WEATHER], tool_choice=choice) as stream:
+        pieces = [event.arguments_delta for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        final = stream.get_final_completion().choices[0]
+    assert final.finish_reason == "tool_calls"
+    (call,) = final.message.tool_calls or []
+    check_call(call)
+    assert "".join(pieces) == call.function.arguments
+    assert len(pieces) > 3
+
+
+def test_several(client: openai.OpenAI):
+    """Whatever comes within the budget are calls, one after the other."""
+    answer = client.chat.completions.create(**COMMON, tools=[NOTHING, WEATHER], tool_choice="required")
+    message = answer.choices[0].message
+    assert not message.content
+    *whole, last = message.tool_calls or []
+    for call in whole:
+        check_call(call, call.function.name)
+    if answer.choices[0].finish_reason == "tool_calls":
+        check_call(last, last.function.name)
+
+
+def test_results_go_back(client: openai.OpenAI):
+    first = client.chat.completions.create(**COMMON, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
+    message = first.choices[0].message
+    (call,) = message.tool_calls or []
+    history = [*ASK, message, {"role": "tool", "tool_call_id": call.id, "content": "20 degrees"}]
+    answer = client.chat.completions.create(**{**COMMON, "messages": history, "max_tokens": 8}, tools=[WEATHER])
+    assert answer.choices[0].message.content
+
+
+def test_auto_without_strict_is_free(client: openai.OpenAI):
+    ask = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = client.chat.completions.create(**{**COMMON, "messages": ask, "max_tokens": 16}, tools=[WEATHER])
+    assert answer.choices[0].message.content
+
+
+def test_strict_text_or_call(client: openai.OpenAI):
+    """Free text, or calls that follow the schema."""
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    answer = client.chat.completions.create(**COMMON, tools=[strict])
+    for call in answer.choices[0].message.tool_calls or []:
+        if answer.choices[0].finish_reason == "tool_calls":
+            check_call(call)
+
+
+def test_calls_or_the_response_format(client: openai.OpenAI):
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        **COMMON,
+        tools=[WEATHER],
+        parallel_tool_calls=False,
+        response_format={"type": "json_schema", "json_schema": {"name": "ok", "schema": schema}},
+    )
+    message = answer.choices[0].message
+    if message.tool_calls:
+        check_call(message.tool_calls[0])
+    else:
+        jsonschema.validate(json.loads(message.content or ""), schema)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_schema_of_a_tool_is_refused_by_its_name(client: openai.OpenAI, stream: bool):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"not": {}}}}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**COMMON, tools=[tool], tool_choice="required", stream=stream)
+    assert caught.value.param == "tools"
+    assert "the parameters of 'f': #/properties/a/not: not supported" in caught.value.message
