@@ -31,6 +31,7 @@ from sgjax_server.routes import (
     logs,
     metrics,
     models,
+    parse,
     program,
     score,
     sessions,
@@ -43,7 +44,7 @@ from sgjax_server.tracing import start_tracing
 _ROUTES = (
     *(health, info, load, metrics, models, control, logs),
     *(generate, sessions, chat, completions, program),
-    *(tokenize, score, unserved),
+    *(tokenize, score, parse, unserved),
 )
 
 
