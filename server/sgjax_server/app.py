@@ -21,6 +21,7 @@ from sgjax_server.middleware.request_log import RequestLog
 from sgjax_server.middleware.stack import middleware_stack
 from sgjax_server.programs.pool import ProgramPool
 from sgjax_server.routes import (
+    anthropic,
     chat,
     completions,
     control,
@@ -31,6 +32,8 @@ from sgjax_server.routes import (
     logs,
     metrics,
     models,
+    ollama,
+    ollama_models,
     parse,
     program,
     score,
@@ -44,6 +47,7 @@ from sgjax_server.tracing import start_tracing
 _ROUTES = (
     *(health, info, load, metrics, models, control, logs),
     *(generate, sessions, chat, completions, program),
+    *(anthropic, ollama, ollama_models),
     *(tokenize, score, parse, unserved),
 )
 

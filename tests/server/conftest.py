@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 
+from ..serving import served_app
 from .fakes import FakeEngine
 
 
@@ -34,16 +34,10 @@ def client_of(engine: FakeEngine, config: ServerConfig | None = None) -> httpx.A
 
 
 @pytest.fixture
-async def url(engine: FakeEngine):
-    """The application on a socket, for clients that bring their own HTTP."""
-    app = create_app(EngineHost(engine), ServerConfig())  # type: ignore[arg-type]
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    await task
+def url(engine: FakeEngine) -> Iterator[str]:
+    """The URL of a real server over a fake engine, for clients that bring their own HTTP."""
+    with served_app(create_app(EngineHost(engine), ServerConfig())) as url:  # type: ignore[arg-type]
+        yield url
     assert engine.closed
 
 

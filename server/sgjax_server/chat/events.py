@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic_core import from_json
 
 from sgjax.types import FinishReason, Receipt, TokenLogprobs
 
@@ -68,6 +71,18 @@ class ToolCall:
     id: str
     name: str
     arguments: str = ""
+
+    def arguments_object(self) -> dict[str, Any]:
+        """The arguments read, for APIs that have no text of them.
+
+        What is no JSON object, as when the answer was cut, is the value of "INVALID_JSON": no tool must mistake a part
+        for the whole.
+        """
+        try:
+            value = from_json(self.arguments, allow_inf_nan=False)
+        except ValueError:
+            value = None
+        return value if isinstance(value, dict) else {"INVALID_JSON": self.arguments}
 
 
 @dataclasses.dataclass(slots=True)

@@ -61,6 +61,24 @@ class ChatTurn:
     priority: int = 0
     extra_key: str = ""
 
+    @property
+    def offered_tools(self) -> tuple[Tool, ...]:
+        """Those that the model is told of."""
+        return () if self.tool_choice.mode == "none" else self.tools
+
+
+async def encode_turn(turn: ChatTurn, context: Context) -> list[int]:
+    """The prompt's token ids. Raises RequestError: the chat template refuses the messages."""
+    model = context.model_format
+    tools = turn.offered_tools
+    options = dict(turn.template_options)
+    messages = turn.messages
+    if model.describes_tools and model.tools is not None:
+        messages = describe_tools(messages, tools, model.tools.call)
+    elif tools:
+        options["tools"] = [tool.for_template() for tool in tools]
+    return await encode_chat(context.engine, messages, **options)
+
 
 async def start_turn(turn: ChatTurn, context: Context) -> ChatCall:
     """Submits a turn and waits until the engine has queued it. Whoever gets the call must close it.
@@ -71,9 +89,9 @@ async def start_turn(turn: ChatTurn, context: Context) -> ChatCall:
     """
     turn.tool_choice.check(turn.tools)
     model = context.model_format
-    tools = turn.tools if turn.tool_choice.mode != "none" else ()
+    tools = turn.offered_tools
     written = model.tool_format() if tools else None
-    input_ids = await _encode(turn, tools, context)
+    input_ids = await encode_turn(turn, context)
     thinks = thinking(
         model.reasoning,
         context.engine.tokenizer,
@@ -101,18 +119,6 @@ async def start_turn(turn: ChatTurn, context: Context) -> ChatCall:
     new_id = written.new_id if written is not None else str
     reader = functools.partial(SampleReader, formats=formats, new_id=new_id, stream_reasoning=turn.stream_reasoning)
     return ChatCall(call, input_ids, reader)
-
-
-async def _encode(turn: ChatTurn, tools: Sequence[Tool], context: Context) -> list[int]:
-    """The prompt's token ids."""
-    model = context.model_format
-    options = dict(turn.template_options)
-    messages = turn.messages
-    if model.describes_tools and model.tools is not None:
-        messages = describe_tools(messages, tools, model.tools.call)
-    elif tools:
-        options["tools"] = [tool.for_template() for tool in tools]
-    return await encode_chat(context.engine, messages, **options)
 
 
 def _reading(

@@ -16,6 +16,8 @@ control = control_router()
 
 @router.post("/v1/embeddings")
 @router.post("/encode")
+@router.post("/api/embed")
+@router.post("/api/embeddings")
 async def embeddings(context: ContextDep) -> None:
     """400: no embedding model is served."""
     _lacks(context.model_name, "an embedding model")

@@ -1,0 +1,87 @@
+"""Ollama's API: what generates."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections.abc import AsyncIterator
+
+from fastapi import Response
+
+from sgjax.types import Request, RequestError
+from sgjax_server import sse
+from sgjax_server.calls import Call, encode, fields_named, started
+from sgjax_server.chat.reader import SampleReader
+from sgjax_server.chat.turn import ChatCall, ChatTurn, start_turn
+from sgjax_server.ollama_format import AnswerFormat, chat_piece, generate_piece
+from sgjax_server.routes.context import Context, ContextDep, json_response
+from sgjax_server.routes.ollama_models import model_tag, ollama_router
+from sgjax_server.schemas.ollama import ChatRequest, GenerateRequest
+
+router = ollama_router()
+
+
+@router.post("/chat")
+async def chat(body: ChatRequest, context: ContextDep) -> Response:
+    form = AnswerFormat(model_tag(context), chat_piece, context.token_texts)
+    if not body.messages:
+        return json_response(form.loaded())
+    call = await _start(body, context)
+    return await _answer(call, form, context, streams=body.streams)
+
+
+@router.post("/generate")
+async def generate(body: GenerateRequest, context: ContextDep) -> Response:
+    form = AnswerFormat(model_tag(context), generate_piece, context.token_texts)
+    if not body.prompt:
+        return json_response(form.loaded())
+    if body.raw and body.system:
+        raise RequestError("system", "does not go with raw")
+    is_raw = body.raw or not (body.system or context.engine.tokenizer.chat_templates)
+    call = await (_start_raw(body, context) if is_raw else _start(body, context))
+    return await _answer(call, form, context, streams=body.streams)
+
+
+async def _start(body: ChatRequest | GenerateRequest, context: Context) -> ChatCall:
+    with fields_named(body.PARAM_NAMES):
+        turn = ChatTurn(
+            rid=_new_id(),
+            sampling=body.sampling(context.sampling_defaults),
+            return_logprob=body.logprobs,
+            top_logprobs_num=body.top_logprobs,
+            **body.turn_fields(),
+        )
+        return await start_turn(turn, context)
+
+
+async def _start_raw(body: GenerateRequest, context: Context) -> ChatCall:
+    """The prompt as it is, and the output too."""
+    with fields_named(body.PARAM_NAMES):
+        (input_ids,) = await encode(context.engine, [body.prompt])
+        request = Request(
+            rid=_new_id(),
+            input_ids=tuple(input_ids),
+            sampling=body.sampling(context.sampling_defaults),
+            return_logprob=body.logprobs,
+            top_logprobs_num=body.top_logprobs,
+        )
+        call = Call(context, [request])
+        await started(call, context.receive)
+    return ChatCall(call, input_ids, functools.partial(SampleReader, formats=(), new_id=str))
+
+
+def _new_id() -> str:
+    return f"ollama-{uuid.uuid4().hex}"
+
+
+async def _answer(call: ChatCall, form: AnswerFormat, context: Context, *, streams: bool) -> Response:
+    if streams:
+        return sse.EventStream(_lines(call, form, context), call.close, sse.OLLAMA)
+    (answer,) = await call.answers(context.receive)
+    return json_response(form.whole(answer))
+
+
+async def _lines(call: ChatCall, form: AnswerFormat, context: Context) -> AsyncIterator[bytes]:
+    async for event in call.events(context.stream_interval):
+        for part in form.feed(event):
+            yield sse.line(part)
