@@ -116,6 +116,8 @@ def error_response(path: str, error: ApiError) -> Response:
             headers["Retry-After"] = "1"
         case 408 | 413:
             headers["Connection"] = "close"  # what is left of the body is not read
+        case 500:
+            headers["Connection"] = "close"  # uvicorn closes it, and a client must not ask again on it
     return Response(to_json(shape(error)), error.status, headers, "application/json")
 
 
@@ -127,7 +129,8 @@ def add_error_handlers(app: FastAPI) -> None:
             return Response(status_code=499)
         return error_response(request.url.path, as_api_error(error))
 
-    for kind in (ApiError, RequestError, QueueFull, RequestValidationError, HTTPException, ClientGone, Exception):
+    expected = (ApiError, RequestError, QueueFull, sgjax.EngineError, RequestValidationError, HTTPException, ClientGone)
+    for kind in (*expected, Exception):
         app.add_exception_handler(kind, respond)
 
 
