@@ -16,6 +16,7 @@ from sgjax_server.config import ServerConfig
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
 from sgjax_server.in_flight import TokensInFlight
+from sgjax_server.live_feed import LiveFeed
 from sgjax_server.middleware.http_metrics import HttpMetrics
 from sgjax_server.middleware.request_log import RequestLog
 from sgjax_server.middleware.stack import middleware_stack
@@ -28,12 +29,14 @@ from sgjax_server.routes import (
     generate,
     health,
     info,
+    live,
     load,
     logs,
     metrics,
     models,
     ollama,
     ollama_models,
+    page,
     parse,
     program,
     score,
@@ -49,6 +52,7 @@ _ROUTES = (
     *(generate, sessions, chat, completions, program),
     *(anthropic, ollama, ollama_models),
     *(tokenize, score, parse, unserved),
+    *(page, live),
 )
 
 
@@ -84,6 +88,7 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     app.state.sessions = SessionStore(
         max_sessions=config.max_sessions, max_tokens=config.max_session_tokens, idle_s=config.session_timeout_s
     )
+    app.state.live = LiveFeed(host)
     app.state.started_s = int(time.time())
     add_error_handlers(app)
     for module in _ROUTES:

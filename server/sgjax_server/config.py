@@ -13,6 +13,7 @@ from sgjax_server.tracing import endpoint_problem
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+LiveView = Literal["auto", "full", "tree", "off"]
 RequestDetail = Literal["off", "metadata", "full"]
 """No line per request; one without anything that a client wrote or was answered; one with both bodies."""
 ToolCallParser = Literal[
@@ -51,6 +52,11 @@ class ServerConfig:
     ssl_certfile: str | None = setting(None, "Certificate chain in PEM; serves HTTPS")
     ssl_keyfile: str | None = setting(None, "The certificate's private key in PEM; default: in the same file")
     ssl_keyfile_password: str | None = _secret("SGJAX_SSL_KEYFILE_PASSWORD", "Password of the private key")
+    live_view: LiveView = setting(
+        "auto",
+        "Live page: full shows how cached prompts begin, tree only how long they are, off nothing; auto: full for "
+        "whoever has the admin key or, where there is none, for browsers on this machine; tree for others",
+    )
     max_request_bytes: int = setting(32 * 2**20, "Longest body of a request, in bytes")
     request_body_timeout_s: float = setting(60.0, "Seconds until a request's headers, and then its body, must be here")
     request_timeout_s: float | None = setting(None, "Seconds until an unfinished request is ended; default: never")

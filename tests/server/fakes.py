@@ -7,9 +7,9 @@ import dataclasses
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-from sgjax.cache.manager import CacheStats
+from sgjax.cache.manager import CacheManager, CacheStats
 from sgjax.config import EngineConfig
-from sgjax.engine import EngineInfo, EngineStats
+from sgjax.engine import EngineInfo, EngineStats, LiveSnapshot
 from sgjax.engine.batch import SchedulerCounters
 from sgjax.errors import EngineError
 from sgjax.types import (
@@ -113,6 +113,7 @@ class FakeEngine:
       queue_full: every request is refused.
       compiling: grammars are not ready. bad_grammar: this text is refused as one, in its own time.
       end: why answers end, instead of EOS. receipt: every answer's, instead of one that fits.
+      prefixes: what is shown as the prefix cache. num_looks: how often it was.
       submitted, aborted: requests and their ids, in order. controls: names and arguments of other calls.
     """
 
@@ -151,6 +152,8 @@ class FakeEngine:
         self.counters = SchedulerCounters()
         self.weight_version = "default"
         self.is_paused = False
+        self.prefixes = CacheManager(64, 16)
+        self.num_looks = 0
         self.controls: list[tuple] = []
         self.closed = False
 
@@ -198,6 +201,10 @@ class FakeEngine:
         if self.failure is not None:
             raise EngineError(str(self.failure))
         return "# TYPE sgjax:num_running_reqs gauge\nsgjax:num_running_reqs 0.0\n"
+
+    async def live(self, max_nodes: int) -> LiveSnapshot:
+        self.num_looks += 1
+        return LiveSnapshot(await self.stats(), (), self.prefixes.snapshot([], max_nodes))
 
     async def flush_cache(self) -> int:
         self.num_flushes += 1

@@ -18,10 +18,13 @@ from sgjax_server.errors import ApiError, error_response
 OPEN_PATHS = frozenset({"/", "/health", "/health_generate", "/ping", "/ready"})
 """What probes and the page for people ask; these need no key."""
 
+STATIC_PATH = "/static/"
+"""What the page consists of; it needs no key either, and asks for one where the server wants it."""
+
 
 async def _require_admin_key(request: Request) -> None:
     config: ServerConfig = request.app.state.config
-    if config.admin_api_key is not None and not _presents(request.scope, (config.admin_api_key,)):
+    if config.admin_api_key is not None and not presents_admin_key(config, request.scope):
         raise ApiError(401, "this route controls the server: it needs the admin key", code="invalid_api_key")
 
 
@@ -32,6 +35,11 @@ ADMIN = Depends(_require_admin_key)
 def control_router(**options: Any) -> APIRouter:
     """A router whose routes all have `ADMIN`, and the tag "control"."""
     return APIRouter(tags=["control"], dependencies=[ADMIN], **options)
+
+
+def presents_admin_key(config: ServerConfig, scope: Scope) -> bool:
+    """Whether there is an admin key and a request brings it."""
+    return config.admin_api_key is not None and _presents(scope, (config.admin_api_key,))
 
 
 class RequireApiKey:
@@ -46,12 +54,16 @@ class RequireApiKey:
         self._is_needed = config.api_key is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = not self._is_needed or scope["type"] != "http" or scope["path"] in OPEN_PATHS
+        is_open = not self._is_needed or scope["type"] != "http" or _is_open(scope["path"])
         if is_open or _presents(scope, self._keys):
             await self._app(scope, receive, send)
         else:
             error = ApiError(401, "give a valid key: 'Authorization: Bearer KEY'", code="invalid_api_key")
             await error_response(scope["path"], error)(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(STATIC_PATH)
 
 
 def _presents(scope: Scope, keys: tuple[str, ...]) -> bool:
