@@ -30,7 +30,7 @@ async def encode(engine: ServedEngine, texts: Sequence[str], *, add_special_toke
 
 async def encode_chat(engine: ServedEngine, messages: Sequence[Mapping[str, Any]], /, **options: Any) -> list[int]:
     """Token ids of a conversation; `options` are those of the chat template."""
-    if len(str(messages)) <= _INLINE_CHARS:
+    if len(str(messages)) + len(str(options)) <= _INLINE_CHARS:
         return engine.tokenizer.encode_chat(messages, **options)
     return await asyncio.to_thread(engine.tokenizer.encode_chat, messages, **options)
 

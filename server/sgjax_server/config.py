@@ -9,6 +9,8 @@ import ssl
 from typing import Any, Literal
 
 from sgjax.config import ConfigError, setting
+from sgjax_server.chat.parsers.reasoning import ReasoningFormatName
+from sgjax_server.chat.tool_formats import ToolFormatName
 from sgjax_server.tracing import endpoint_problem
 
 LogFormat = Literal["text", "json"]
@@ -16,10 +18,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LiveView = Literal["auto", "full", "tree", "off"]
 RequestDetail = Literal["off", "metadata", "full"]
 """No line per request; one without anything that a client wrote or was answered; one with both bodies."""
-ToolCallParser = Literal[
-    "auto", "none", "hermes", "qwen", "qwen25", "llama3", "mistral", "deepseekv3", "deepseekv31", "pythonic"
-]
-ReasoningParser = Literal["auto", "none", "deepseek-r1", "qwen3"]
+ToolCallParser = Literal["auto", "none", ToolFormatName]
+ReasoningParser = Literal["auto", "none", ReasoningFormatName]
 
 
 def _secret(variable: str, help: str) -> Any:

@@ -6,8 +6,7 @@ import dataclasses
 
 from sgjax.text import Tokenizer
 from sgjax.types import RequestError
-from sgjax_server.chat.parsers.reasoning import CLOSE, OPEN
-from sgjax_server.chat.thinking import ReasoningParserName
+from sgjax_server.chat.parsers.reasoning import CLOSE, OPEN, ReasoningFormatName
 from sgjax_server.chat.tool_formats import FORMATS, ToolFormat, adapted, guess
 from sgjax_server.config import ServerConfig
 
@@ -27,7 +26,7 @@ class ModelFormat:
     tools: ToolFormat | None
     no_tools: str = ""
     describes_tools: bool = False
-    reasoning: ReasoningParserName | None = None
+    reasoning: ReasoningFormatName | None = None
     hidden: tuple[str, ...] = ()
 
     @classmethod
@@ -68,7 +67,7 @@ def _tool_format(config: ServerConfig, template: str, describes: bool) -> tuple[
     return adapted(found, template), ""
 
 
-def _reasoning(config: ServerConfig, template: str) -> ReasoningParserName | None:
+def _reasoning(config: ServerConfig, template: str) -> ReasoningFormatName | None:
     match config.reasoning_parser:
         case "none":
             return None
@@ -79,7 +78,7 @@ def _reasoning(config: ServerConfig, template: str) -> ReasoningParserName | Non
             return name
 
 
-def _hidden(tokenizer: Tokenizer, tools: ToolFormat | None, reasoning: ReasoningParserName | None) -> tuple[str, ...]:
+def _hidden(tokenizer: Tokenizer, tools: ToolFormat | None, reasoning: ReasoningFormatName | None) -> tuple[str, ...]:
     special = tokenizer.special_token_ids
     marks = (*(tools.marks if tools else ()), *((OPEN, CLOSE) if reasoning else ()))
     if not any(tokenizer.token_to_id(mark) in special for mark in marks):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sgjax.text import Tokenizer
-from sgjax_server.chat.parsers.reasoning import CLOSE, OPEN
+from sgjax_server.chat.parsers.reasoning import CLOSE, OPEN, ReasoningFormatName
 
-ReasoningParserName = Literal["deepseek-r1", "qwen3"]
-"""SGLang's names. Outputs of "deepseek-r1" begin inside of reasoning; those of "qwen3" may begin with its mark."""
+if TYPE_CHECKING:
+    from sgjax.text import Tokenizer
 
 Thinking = Literal["open", "optional", "none"]
 """An output begins inside of reasoning, may begin with its opening mark, or has none."""
@@ -18,7 +17,7 @@ _NUM_TAIL = 32  # tokens: more than the mark and white space after it have, also
 
 
 def thinking(
-    parser: ReasoningParserName | None,
+    parser: ReasoningFormatName | None,
     tokenizer: Tokenizer,
     input_ids: Sequence[int],
     messages: Sequence[Mapping[str, Any]],

@@ -6,9 +6,13 @@ import dataclasses
 import re
 import uuid
 from collections.abc import Callable
+from typing import Literal
 
 from sgjax_server.chat.parsers import deepseek, hermes, llama3, mistral, pythonic
 from sgjax_server.chat.parsers.parser import ToolParser
+
+ToolFormatName = Literal["hermes", "qwen", "qwen25", "llama3", "mistral", "deepseekv3", "deepseekv31", "pythonic"]
+"""SGLang's names; those of Qwen are Hermes' format."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,8 +102,7 @@ _PYTHONIC = ToolFormat(
     begin=None,
 )
 
-# By SGLang's names; those of Qwen are Hermes' format.
-FORMATS: dict[str, ToolFormat] = {
+FORMATS: dict[ToolFormatName, ToolFormat] = {
     "hermes": _HERMES,
     "qwen": _HERMES,
     "qwen25": _HERMES,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
 from fastapi import APIRouter
 
 from sgjax.types import RequestError
-from sgjax_server.chat.model_format import ModelFormat
 from sgjax_server.chat.parsers.parser import AnswerParser, Format
 from sgjax_server.chat.parsers.pieces import Arguments, CallStarted, Piece, Reasoning, Text
 from sgjax_server.chat.parsers.reasoning import reasoning
-from sgjax_server.config import ServerConfig
-from sgjax_server.routes.context import Context, ContextDep
+from sgjax_server.chat.tool_formats import FORMATS
+from sgjax_server.routes.context import ContextDep
 from sgjax_server.schemas.parse import ParseFunctionCallRequest, SeparateReasoningRequest
 
 router = APIRouter(tags=["native"])
@@ -23,7 +21,8 @@ router = APIRouter(tags=["native"])
 @router.post("/parse_function_call")
 async def parse_function_call(body: ParseFunctionCallRequest, context: ContextDep) -> dict[str, Any]:
     names = frozenset(tool.tool().name for tool in body.tools)
-    written = _model_format(context, tool_call_parser=body.tool_call_parser).tool_format()
+    name = body.tool_call_parser
+    written = context.model_format.tool_format() if name is None else FORMATS[name]
     calls: list[dict[str, Any]] = []
     text = ""
     for piece in _pieces(functools.partial(written.parse, tools=names), body.text):
@@ -39,22 +38,13 @@ async def parse_function_call(body: ParseFunctionCallRequest, context: ContextDe
 
 @router.post("/separate_reasoning")
 async def separate_reasoning(body: SeparateReasoningRequest, context: ContextDep) -> dict[str, Any]:
-    parser = _model_format(context, reasoning_parser=body.reasoning_parser).reasoning
+    parser = body.reasoning_parser or context.model_format.reasoning
     if parser is None:
         raise RequestError("reasoning_parser", "is missing, and this server has none")
     pieces = _pieces(functools.partial(reasoning, is_open=parser == "deepseek-r1"), body.text)
     thoughts = (piece.text for piece in pieces if isinstance(piece, Reasoning))
     texts = (piece.text for piece in pieces if isinstance(piece, Text))
     return {"reasoning_text": "".join(thoughts), "text": "".join(texts)}
-
-
-def _model_format(context: Context, **parsers: str | None) -> ModelFormat:
-    """The model's, with the parsers that a request names."""
-    named = {name: parser for name, parser in parsers.items() if parser is not None}
-    if not named:
-        return context.model_format
-    config: ServerConfig = dataclasses.replace(context.server_config, **named)
-    return ModelFormat.of(context.engine.tokenizer, config)
 
 
 def _pieces(format: Format, text: str) -> list[Piece]:

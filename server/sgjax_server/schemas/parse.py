@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sgjax_server.config import ReasoningParser, ToolCallParser
+from sgjax_server.chat.parsers.reasoning import ReasoningFormatName
+from sgjax_server.chat.tool_formats import ToolFormatName
 from sgjax_server.schemas.common import ApiModel
 from sgjax_server.schemas.tools import ToolParam
 
@@ -12,11 +13,11 @@ class ParseFunctionCallRequest(ApiModel):
 
     text: str
     tools: list[ToolParam]
-    tool_call_parser: ToolCallParser | None = None
+    tool_call_parser: ToolFormatName | None = None
 
 
 class SeparateReasoningRequest(ApiModel):
     """A text that may begin with reasoning. Without a parser, the server's reads it."""
 
     text: str
-    reasoning_parser: ReasoningParser | None = None
+    reasoning_parser: ReasoningFormatName | None = None

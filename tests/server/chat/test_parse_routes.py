@@ -42,7 +42,7 @@ async def test_reasoning(engine: FakeEngine):
     ("url", "body", "param"),
     [
         ("/parse_function_call", {"text": "a", "tools": TOOLS, "tool_call_parser": "gpt"}, "tool_call_parser"),
-        ("/parse_function_call", {"text": "a", "tools": TOOLS, "tool_call_parser": "none"}, "tools"),
+        ("/parse_function_call", {"text": "a", "tools": TOOLS, "tool_call_parser": "none"}, "tool_call_parser"),
         ("/parse_function_call", {"text": "a"}, "tools"),
         ("/separate_reasoning", {"text": "a"}, "reasoning_parser"),
         ("/separate_reasoning", {"text": "a", "reasoning_parser": "gpt"}, "reasoning_parser"),

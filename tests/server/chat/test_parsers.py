@@ -250,6 +250,19 @@ def test_arguments_are_streamed():
     assert parser.feed("upon a time") == [Arguments("upon a time")]
 
 
+NEVER_ENDING = ["[f(", '[f("', '<tool_call>{"arguments": [', "[TOOL_CALLS] [{", '{"id": ', "<think>", "<tool_call> "]
+
+
+@pytest.mark.parametrize("part", NEVER_ENDING)
+@pytest.mark.parametrize("format", FORMATS)
+def test_work_is_linear(format: str, part: str):
+    """Were each of these read to the end again and again, this would take minutes."""
+    stream = part * 3_000
+    whole = joined(parse(FORMATS[format], [stream]))
+    if "think" not in format:
+        assert whole == [stream] or whole == [stream.rstrip()]
+
+
 def test_text_is_streamed():
     for name, formats in FORMATS.items():
         if name != "open think":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sgjax_server.chat.parsers.pieces import Reasoning
 from sgjax_server.chat.parsers.source import Reading, Source
 
 OPEN, CLOSE = "<think>", "</think>"
+
+ReasoningFormatName = Literal["deepseek-r1", "qwen3"]
+"""SGLang's names. Outputs of "deepseek-r1" begin inside of reasoning; those of "qwen3" may begin with its mark."""
 
 
 def reasoning(source: Source, *, is_open: bool) -> Reading[None]:

@@ -27,6 +27,9 @@ class Brackets:
         self.others = re.compile(f"[^{re.escape(special)}]*")
 
 
+# Nobody nests deeper, and what may have to be read again is not read endlessly.
+MAX_DEPTH = 64
+
 JSON = Brackets({"{": "}", "[": "]"}, '"')
 PYTHON = Brackets({"{": "}", "[": "]", "(": ")"}, "\"'")
 
@@ -182,6 +185,8 @@ class Source:
     def brackets(self, kind: Brackets, *, stream: bool = False) -> Reading[bool]:
         """Reads from an opening bracket to its closing one, or up to one that does not fit: then False.
 
+        Without `stream`, more than 64 levels do not fit either.
+
         Args:
           stream: give what is read as arguments, while it comes.
         """
@@ -192,6 +197,8 @@ class Source:
             if char in kind.closers:
                 open_.append(kind.closers[char])
             elif not char or (char not in kind.quotes and open_.pop() != char):
+                return False
+            if len(open_) > MAX_DEPTH and not stream:
                 return False
             self._at += 1
             if char in kind.quotes and not (yield from self._string_rest(char, stream=stream)):
