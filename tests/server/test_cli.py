@@ -51,6 +51,7 @@ def test_every_setting_has_a_flag(capsys):
 def test_flags_of_sglang_work(served):
     line = "--model m --tp-size 1 --host 127.0.0.1 --port=0 --mem-fraction-static 0.5 --disable-radix-cache"
     line += " --schedule-policy fcfs --chunked-prefill-size 64 --dtype float32 --disable-cuda-graph --stream-interval 3"
+    line += " --tool-call-parser qwen25 --reasoning-parser deepseek-r1"
     assert cli.main(["serve", *line.split()]) == 0
     ((engine, server),) = served
     assert engine == EngineConfig(
@@ -62,6 +63,7 @@ def test_flags_of_sglang_work(served):
         dtype="float32",
     )
     assert server.stream_interval == 3
+    assert (server.tool_call_parser, server.reasoning_parser) == ("qwen25", "deepseek-r1")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,8 @@ def test_flags_of_sglang_work(served):
         ("--ssl-keyfile key.pem", ("--ssl-keyfile", "--ssl-certfile")),
         ("--ssl-certfile no-such.pem", ("--ssl-certfile", "No such file")),
         ("--quantization fp8", ("--quantization",)),
+        ("--tool-call-parser kimi_k2", ("--tool-call-parser", "kimi_k2", "mistral")),
+        ("--reasoning-parser kimi", ("--reasoning-parser", "kimi", "qwen3")),
         ("--trust-remote-code", ("--trust-remote-code",)),
         ("--attention-backend fa3", ("--attention-backend", "--kernels")),
         ("--port 70000", ("--port", "70000")),

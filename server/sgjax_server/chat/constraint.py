@@ -25,16 +25,21 @@ class Constraint:
 
     Attributes:
       sampling: the turn's, with the grammar. thinking: what the grammar leaves of it.
+      tools: those that may be called. is_made: the grammar is not the request's own.
     """
 
     sampling: SamplingParams
     thinking: Thinking
     tools: Sequence[Tool] = ()
+    is_made: bool = False
 
     def explain(self, error: RequestError) -> RequestError:
         """An engine's refusal of the grammar, in terms of the request that it was made from."""
-        if error.field != "structural_tag" or not (found := _SCHEMA_PATH.search(error.message)):
+        if error.field != "structural_tag" or not self.is_made:
             return error
+        found = _SCHEMA_PATH.search(error.message)
+        if found is None:
+            return RequestError(_maker(self.tools), error.message)
         message = f"#{error.message[found.end() :]}"
         if found[1] is None:
             return RequestError("json_schema", message)
@@ -79,7 +84,18 @@ def constrain(
         # A grammar of another kind holds from the first token on, so that there is no reasoning.
         return Constraint(sampling, "none" if given is not None else thinking, tools)
     tag = json.dumps({"type": "structural_tag", "format": _after_thoughts(content, thinking)})
-    return Constraint(dataclasses.replace(sampling, json_schema=None, structural_tag=tag), thinking, tools)
+    try:
+        sampling = dataclasses.replace(sampling, json_schema=None, structural_tag=tag)
+    except RequestError as error:
+        maker = _maker(tools)
+        field = maker if error.field == "structural_tag" else error.field
+        raise RequestError(field, error.message.replace("structural_tag", maker)) from None
+    return Constraint(sampling, thinking, tools, is_made=True)
+
+
+def _maker(tools: Sequence[Tool]) -> str:
+    """The request's field that a made grammar comes from."""
+    return "tools" if tools else "json_schema"
 
 
 def _response(sampling: SamplingParams) -> Format | None:

@@ -202,6 +202,12 @@ async def test_conflicts_name_the_field(client, engine: FakeEngine):
     assert (await refused(client, tools=[{"type": "function", "function": wrong}]))[0] == "tools"
     assert (await refused(client, tools=[{"type": "function", "function": {"name": "f", "x": 1}}]))[0] == "tools"
     assert (await refused(client, tools=[{"type": "retrieval"}]))[0] == "tools"
+    long = {"name": "f", "parameters": {"type": "object", "description": "long" * 300_000}}
+    fields = {"tools": [{"type": "function", "function": long}], "tool_choice": "required"}
+    assert (await refused(client, **fields))[0] == "tools"
+    param, message = await refused(client, tool_choice="required", min_tokens=2)
+    assert param == "min_tokens"
+    assert "combined with tools" in message
     assert engine.submitted == []
 
 
@@ -268,9 +274,12 @@ def test_flags_are_the_formats():
 
 
 def test_refusals_name_what_the_request_holds():
-    constraint = Constraint(SamplingParams(), "none", [Tool(name="f"), Tool(name="g")])
+    constraint = Constraint(SamplingParams(), "none", [Tool(name="f"), Tool(name="g")], is_made=True)
     path = "#/format/elements/1/tags/1/content/json_schema"
     found = constraint.explain(RequestError("structural_tag", f"{path}/not: not supported"))
     assert (found.field, found.message) == ("tools", "the parameters of 'g': #/not: not supported")
     found = constraint.explain(RequestError("structural_tag", "#/format/elements/1/json_schema: too complex"))
     assert (found.field, found.message) == ("json_schema", "#: too complex")
+    assert constraint.explain(RequestError("structural_tag", "too complex")).field == "tools"
+    own = Constraint(SamplingParams(structural_tag="{}"), "none")
+    assert own.explain(RequestError("structural_tag", "too complex")).field == "structural_tag"
