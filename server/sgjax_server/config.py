@@ -33,9 +33,12 @@ def _secret(variable: str, help: str) -> Any:
 
 _COUNTS = (
     *("stream_interval", "max_request_bytes", "max_tokens_in_flight", "max_running_programs"),
-    *("max_sessions", "max_session_tokens"),
+    *("max_sessions", "max_session_tokens", "http_workers", "drain_timeout"),
 )
-_DURATIONS = ("request_body_timeout_s", "request_timeout_s", "session_timeout_s", "health_generate_timeout_s")
+_DURATIONS = (
+    *("request_body_timeout_s", "request_timeout_s", "session_timeout_s", "health_generate_timeout_s"),
+    "watchdog_timeout",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,9 @@ class ServerConfig:
     otlp_endpoint: str | None = setting(
         None, "OpenTelemetry collector for traces, such as http://localhost:4318; needs the extra otel"
     )
+    http_workers: int = setting(1, "Processes that speak HTTP, tokenise and detokenise")
+    watchdog_timeout: float = setting(300.0, "Seconds after which an engine whose step hangs is restarted")
+    drain_timeout: int = setting(30, "Seconds that requests at work get to finish when the server is told to stop")
     log_level: LogLevel = setting("info", "Least severe log lines shown")
     log_format: LogFormat = setting("text", "Form of log lines")
     log_requests: RequestDetail = setting(

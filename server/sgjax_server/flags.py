@@ -97,7 +97,6 @@ _SGLANG_FLAGS = (
     _SglangFlag(("--grammar-backend",), ("llguidance", "none")),
     _SglangFlag(("--speculative-algorithm",)),
     _SglangFlag(("--lora-paths",)),
-    _SglangFlag(("--watchdog-timeout",)),
     _SglangFlag(("--trust-remote-code",), is_switch=True, instead="code from a checkpoint is never run"),
     _SglangFlag(("--enable-metrics",), ("",), is_switch=True),
     _SglangFlag(("--enable-deterministic-inference",), is_switch=True),

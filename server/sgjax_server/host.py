@@ -1,11 +1,7 @@
-"""The engine's life inside a server: loading in a thread while the port already answers, ready, failed."""
+"""The engine's life as seen by the service: loading while the port already answers, ready, restarting, failed."""
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from sgjax_server.errors import ApiError
@@ -14,37 +10,32 @@ from sgjax_server.tokens import TokenTexts
 if TYPE_CHECKING:
     from sgjax_server.engine_api import ServedEngine
 
-Progress = Callable[[str, float], None]
-"""Called as (what is being done, share of it that is done)."""
-
 
 class EngineHost:
-    """Holds the engine of one server process.
+    """Holds the engine that routes use now.
 
-    Attributes:
-      loaded: done when the engine is there or could not be made.
+    Args:
+      engine: owned by this object from now on; None is one that is still loading.
     """
 
     def __init__(self, engine: ServedEngine | None = None):
-        self.loaded: Future[ServedEngine] = Future()
-        self._stage = ("starting", 0.0)
-        if engine is not None:
-            self.loaded.set_result(engine)
+        self._engine = engine
+        self._token_texts: TokenTexts | None = None
+        self._status: dict[str, Any] = {"status": "loading", "stage": "starting", "progress": 0.0}
 
-    def start(self, load: Callable[[Progress], ServedEngine], on_progress: Progress) -> None:
-        """Loads the engine in a thread, with `load(report)`."""
+    def set_loading(self, stage: str, progress: float) -> None:
+        self._status = {"status": "loading", "stage": stage, "progress": round(progress, 3)}
 
-        def report(stage: str, fraction: float) -> None:
-            self._stage = (stage, fraction)
-            on_progress(stage, fraction)
+    def set_ready(self, engine: ServedEngine) -> None:
+        """Requests go to `engine` from now on; one before it is closed."""
+        self.close()
+        self._engine = engine
+        self._token_texts = None
 
-        def run() -> None:
-            try:
-                self.loaded.set_result(load(report))
-            except BaseException as error:
-                self.loaded.set_exception(error)
-
-        threading.Thread(target=run, name="engine-load", daemon=True).start()
+    def set_down(self, status: str, message: str) -> None:
+        """There is no engine. `status`: "restarting" when another is on its way, "failed" when not."""
+        self.close()
+        self._status = {"status": status, "message": message}
 
     @property
     def engine(self) -> ServedEngine:
@@ -54,29 +45,34 @@ class EngineHost:
           ApiError: 503, while it is loading and after it has failed.
         """
         status = self.status()
-        if status["status"] == "ready":
-            return self.loaded.result()
-        if status["status"] == "loading":
-            raise ApiError(503, f"the model is loading: {status['stage']}", code="loading")
-        raise ApiError(503, f"the engine has failed: {status['message']}", code="engine_failed")
+        match status["status"]:
+            case "ready":
+                assert self._engine is not None
+                return self._engine
+            case "loading":
+                raise ApiError(503, f"the model is loading: {status['stage']}", code="loading")
+            case "restarting":
+                raise ApiError(503, f"the engine is being restarted: {status['message']}", code="restarting")
+            case _:
+                raise ApiError(503, f"the engine has failed: {status['message']}", code="engine_failed")
 
-    @functools.cached_property
+    @property
     def token_texts(self) -> TokenTexts:
         """Texts of single tokens, remembered."""
-        return TokenTexts(self.engine.tokenizer)
+        if self._token_texts is None:
+            self._token_texts = TokenTexts(self.engine.tokenizer)
+        return self._token_texts
 
     def status(self) -> dict[str, Any]:
-        """What `/health` reports; its `status` is "ready", "loading" or "failed"."""
-        if not self.loaded.done():
-            stage, fraction = self._stage
-            return {"status": "loading", "stage": stage, "progress": round(fraction, 3)}
-        if (error := self.loaded.exception()) is not None:
-            return {"status": "failed", "message": str(error)}
-        engine = self.loaded.result()
-        if not engine.is_alive:
-            return {"status": "failed", "message": str(engine.failure or "it was closed")}
+        """What `/health` reports; its `status` is "ready", "loading", "restarting" or "failed"."""
+        if self._engine is None:
+            return self._status
+        if not self._engine.is_alive:
+            return {"status": "failed", "message": str(self._engine.failure or "it was closed")}
         return {"status": "ready"}
 
     def close(self) -> None:
-        if self.loaded.done() and self.loaded.exception() is None:
-            self.loaded.result().close()
+        """Closes the engine, if there is one. Its open requests get an EngineError."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None

@@ -7,15 +7,15 @@ import logging
 import time
 from typing import Any
 
-from sgjax_server.config import LogLevel, ServerConfig
+from sgjax_server.config import LogFormat, LogLevel
 
 
-def set_up_logging(config: ServerConfig) -> None:
+def set_up_logging(log_level: LogLevel, log_format: LogFormat) -> None:
     """Sends the log of this process to stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if config.log_format == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    set_log_level(config.log_level)
+    set_log_level(log_level)
 
 
 def set_log_level(log_level: LogLevel) -> None:

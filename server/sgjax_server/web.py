@@ -11,9 +11,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sgjax_server.config import ServerConfig
 
-# A stream that is still going when the server is told to stop gets this long.
-_SHUTDOWN_S = 5
-
 
 def uvicorn_options(config: ServerConfig, app: ASGIApp, **options: Any) -> uvicorn.Config:
     """Uvicorn's configuration for the application.
@@ -26,7 +23,7 @@ def uvicorn_options(config: ServerConfig, app: ASGIApp, **options: Any) -> uvico
         "access_log": config.log_level == "debug",
         "http": _protocol(config.request_body_timeout_s),
         "ws": "none",
-        "timeout_graceful_shutdown": _SHUTDOWN_S,
+        "timeout_graceful_shutdown": config.drain_timeout,
         "server_header": False,
         "ssl_certfile": config.ssl_certfile,
         "ssl_keyfile": config.ssl_keyfile,

@@ -7,7 +7,7 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from sgjax.grammar import GrammarCompiler
 from sgjax.models.checkpoint.base import CheckpointError
 from sgjax.models.errors import ModelError
 from sgjax.models.loader import load_model
-from sgjax.types import Request, RequestError
+from sgjax.types import FinishReason, Request, RequestError
 
 PauseMode = Literal["abort", "retract", "in_place"]
 
@@ -101,9 +101,17 @@ class TokenEngine:
             for index in range(sampling.n)
         ]
 
-    def abort(self, rid: str) -> bool:
-        """Ends a request and frees its pages. False when it is unknown or has ended."""
-        return self._loop.abort(rid)
+    def abort(self, rid: str, index: int | None = None, reason: FinishReason | None = None) -> bool:
+        """Ends a request, or one sample of it, and frees its pages. False when the request is unknown or has ended.
+
+        Args:
+          reason: what the last event reports; default: an abort.
+        """
+        return self._loop.abort(rid, index, reason)
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """The result of `function`, run between two steps in the engine's thread, where the sink is called too."""
+        return self._loop.call(function)
 
     # --- operating --------------------------------------------------------------------------------------------
 

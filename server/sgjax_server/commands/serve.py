@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
 import json
-import os
 import socket
-import sys
 import time
-from concurrent.futures import Future
-from typing import NoReturn
 
 from sgjax.config import EngineConfig
-from sgjax_server.commands.loading import add_engine_flags, explain, load_engine
+from sgjax.engine.info import EngineInfo
+from sgjax_server.commands.loading import add_engine_flags
 from sgjax_server.config import ServerConfig
 from sgjax_server.flags import add_flags, from_flags
 from sgjax_server.logs import set_up_logging
+from sgjax_server.processes.supervisor import Supervisor
 from sgjax_server.progress import ProgressLine
 
 
@@ -42,52 +41,18 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def serve(engine_config: EngineConfig, config: ServerConfig, listener: socket.socket) -> int:
     """Serves until a signal says stop; gives the exit status. The engine loads while the port already answers."""
     started_s = time.monotonic()
-    set_up_logging(config)
-    # Engine first: its thread loads and compiles while this one imports the HTTP stack.
-    from sgjax_server.host import EngineHost
-    from sgjax_server.local_engine import LocalEngine
-
+    set_up_logging(config.log_level, config.log_format)
     progress = ProgressLine()
-    host = EngineHost()
-    host.start(lambda report: LocalEngine(load_engine(engine_config, report)), progress)
 
-    import uvicorn
-
-    from sgjax_server.app import create_app
-    from sgjax_server.web import uvicorn_options
-
-    server = uvicorn.Server(uvicorn_options(config, create_app(host, config)))
-
-    def on_loaded(loaded: Future) -> None:
+    def on_ready(info: EngineInfo) -> None:
         progress.close()
-        if loaded.exception() is None:
-            print(
-                _ready_line(listener, config, loaded.result().info.model_name, time.monotonic() - started_s), flush=True
-            )
-        else:
-            server.should_exit = True
+        print(_ready_line(listener, config, info.model_name, time.monotonic() - started_s), flush=True)
 
-    host.loaded.add_done_callback(on_loaded)
-    interrupted = False
+    supervisor = Supervisor(engine_config, config, listener, on_progress=progress, on_ready=on_ready)
     try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn has shut down in order, and passes the signal on
-        interrupted = True
+        return asyncio.run(supervisor.run())
     finally:
         progress.close()
-    if interrupted or not host.loaded.done():
-        _exit(130)
-    if (error := host.loaded.exception()) is not None:
-        explain(error)
-        return 1
-    _exit(0)
-
-
-def _exit(status: int) -> NoReturn:
-    """Ends the process at once: a thread may be inside the compiler, and an ordinary exit would wait for it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _listen(config: ServerConfig) -> socket.socket:
