@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive
 
+from sgjax.errors import EngineError, QueueFull
 from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError
 from sgjax_server.errors import ClientGone
 
@@ -73,21 +74,16 @@ class Call:
             raise
         self._record.begin(requests)
 
-    @property
-    def has_grammar(self) -> bool:
-        """Whether any request must wait for its grammar to be compiled."""
-        return any(request.sampling.grammar is not None for request in self.requests)
-
     async def started(self) -> None:
         """Waits until the engine has queued every request, which for a grammar is when it has been compiled.
 
         Raises:
-          RequestError: a grammar is refused.
+          RequestError, QueueFull, EngineError: one is refused.
         """
         for request, handle in zip(self.requests, self._handles, strict=True):
             try:
                 await handle.started()
-            except RequestError:
+            except (RequestError, QueueFull, EngineError):
                 self._num_running[request.rid] = 0  # it has ended: the id may be somebody else's by now
                 raise
 
@@ -181,10 +177,9 @@ async def started(call: Call, receive: Receive) -> None:
     """Waits until a call's requests are queued, so that a refusal still decides the response's status.
 
     Raises:
-      RequestError: a grammar is refused. ClientGone: the client closed the connection. Either closes the call.
+      RequestError, QueueFull, EngineError: it is refused. ClientGone: the client closed the connection. Each closes
+        the call.
     """
-    if not call.has_grammar:
-        return
     try:
         await while_connected(call.started(), receive)
     except BaseException:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import httpx
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
@@ -17,19 +15,10 @@ def _client(host: EngineHost) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
-async def test_loading_then_ready():
-    may_finish, reported = threading.Event(), []
+async def test_loading_then_ready_then_restarting():
     host = EngineHost()
-
-    def load(report):
-        report("loading weights", 0.25)
-        may_finish.wait(5)
-        return FakeEngine()
-
-    host.start(load, lambda *progress: reported.append(progress))
+    host.set_loading("loading weights", 0.25)
     async with _client(host) as client:
-        while not reported:
-            pass
         response = await client.get("/health")
         assert (response.status_code, response.json()["stage"], response.json()["progress"]) == (
             503,
@@ -39,27 +28,32 @@ async def test_loading_then_ready():
         response = await client.post("/v1/completions", json={"prompt": "a"})
         assert (response.status_code, response.json()["error"]["code"]) == (503, "loading")
         assert response.headers["retry-after"]
-        may_finish.set()
-        host.loaded.result(5)
+        engine = FakeEngine()
+        host.set_ready(engine)
         assert (await client.get("/health")).status_code == 200
+        assert (await client.post("/v1/completions", json={"prompt": "a"})).status_code == 200
+        host.set_down("restarting", "the engine process has ended (killed by SIGKILL)")
+        assert engine.closed
+        response = await client.get("/health")
+        assert (response.status_code, response.json()["status"]) == (503, "restarting")
+        response = await client.post("/v1/completions", json={"prompt": "a"})
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "restarting")
+        assert "SIGKILL" in response.json()["error"]["message"]
+        host.set_ready(FakeEngine())
         assert (await client.post("/v1/completions", json={"prompt": "a"})).status_code == 200
 
 
-async def test_load_failure_is_reported():
+async def test_failure_is_reported():
     host = EngineHost()
-
-    def load(report):
-        raise ValueError("model.safetensors: truncated")
-
-    host.start(load, lambda *progress: None)
-    assert host.loaded.exception(5) is not None
+    host.set_down("failed", "model.safetensors: truncated")
     async with _client(host) as client:
         response = await client.get("/health")
         assert (response.status_code, response.json()) == (
             503,
             {"status": "failed", "message": "model.safetensors: truncated"},
         )
-    host.close()
+        response = await client.post("/v1/completions", json={"prompt": "a"})
+        assert response.json()["error"]["code"] == "engine_failed"
 
 
 async def test_served_model_name():

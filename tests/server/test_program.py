@@ -15,6 +15,7 @@ from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 from sgjax_server.in_flight import TokensInFlight
+from sgjax_server.local_engine import LocalEngine
 from sgjax_server.programs import budget, pool
 from sgjax_server.programs.run import ProgramRun
 from sgjax_server.schemas.program import ProgramRequest
@@ -39,7 +40,7 @@ def engine(tiny_settings: dict) -> Iterator[sgjax.Engine]:
 
 @pytest.fixture(scope="module")
 def app(engine: sgjax.Engine):
-    return create_app(EngineHost(engine), ServerConfig(max_running_programs=2))
+    return create_app(EngineHost(LocalEngine(engine)), ServerConfig(max_running_programs=2))
 
 
 @pytest.fixture(scope="module")

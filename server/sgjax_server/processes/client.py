@@ -180,6 +180,9 @@ class EngineClient:
     async def live(self, max_nodes: int) -> LiveSnapshot:
         return await self._call(LiveSnapshot, "live", max_nodes)
 
+    async def metrics(self) -> str:
+        return await self._call(str, "metrics")
+
     async def flush_cache(self) -> int:
         return await self._call(int, "flush_cache")
 

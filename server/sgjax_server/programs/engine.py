@@ -101,9 +101,23 @@ class ProgramEngine:
             with self._lock:  # so that none begins after `end` has looked
                 if self._ended.is_set():
                     raise ProgramEnded("the program has ended")
+                handle = None
                 with contextlib.suppress(QueueFull):
-                    return self._submit_now(request)
+                    handle = self._submit_now(request)
+            if handle is not None and self._is_queued(handle):
+                return handle
             self._ended.wait(_QUEUE_FULL_S)
+
+    def _is_queued(self, handle: RequestHandle) -> bool:
+        """Waits until the engine has taken a request; False when its queue is full."""
+        try:
+            handle.wait_started()
+        except QueueFull:
+            with self._lock:
+                num_tokens = self._live.pop(handle.request.rid, 0)
+            self._in_flight.give_back(num_tokens)
+            return False
+        return True
 
     def _submit_now(self, request: Request) -> RequestHandle:
         num_tokens = self._in_flight.take([request], self._engine.info.context_length)
