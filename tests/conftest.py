@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No test fails because the machine is slow.
+hypothesis.settings.register_profile("sgjax", deadline=None)
+hypothesis.settings.load_profile("sgjax")
 
 
 @pytest.fixture(scope="session")

@@ -183,6 +183,9 @@ class _PushedHandle:
     def __init__(self) -> None:
         self.queue: asyncio.Queue[OutputDelta] = asyncio.Queue()
 
+    async def started(self) -> None:
+        pass
+
     @property
     def has_queued(self) -> bool:
         return not self.queue.empty()

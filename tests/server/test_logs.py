@@ -142,7 +142,7 @@ def process_logging() -> Iterator[None]:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_set_up(process_logging, capsys, log_format: str):
-    set_up_logging(ServerConfig(log_level="warning", log_format=log_format))  # type: ignore[arg-type]
+    set_up_logging("warning", log_format)
     logger = logging.getLogger("sgjax_server.some")
     logger.info("quiet")
     logger.warning("a %s\nb", "message", extra={"facts": {"id": "r"}})

@@ -23,6 +23,7 @@ class LimitTime:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         has_started = False
+        timeout = asyncio.timeout(self._timeout_s)
 
         async def noting_send(message: Message) -> None:
             nonlocal has_started
@@ -30,7 +31,7 @@ class LimitTime:
             await send(message)
 
         try:
-            async with asyncio.timeout(self._timeout_s) as timeout:
+            async with timeout:
                 scope.setdefault("state", {})["timeout"] = timeout
                 await self._app(scope, receive, noting_send)
         except TimeoutError:
