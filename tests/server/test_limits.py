@@ -120,7 +120,7 @@ def test_counting_tokens():
 @pytest.mark.parametrize("path", CALLS)
 async def test_time_is_up(engine: FakeEngine, path: str):
     engine.stuck = True
-    async with _client(_app(engine, request_timeout_s=0.05)) as client:
+    async with _client(_app(engine, request_timeout_s=1.0)) as client:
         response = await client.post(path, json=CALLS[path])
     assert response.status_code == 408
     assert "longer" in _error(path, response.json())
@@ -130,7 +130,7 @@ async def test_time_is_up(engine: FakeEngine, path: str):
 @pytest.mark.parametrize("path", CALLS)
 async def test_time_of_a_stream_is_up(engine: FakeEngine, path: str):
     engine.stuck = True
-    async with _client(_app(engine, request_timeout_s=0.05)) as client:
+    async with _client(_app(engine, request_timeout_s=1.0)) as client:
         response = await client.post(path, json={**CALLS[path], "stream": True})
     assert response.status_code == 200
     lines = [line for line in response.text.splitlines() if line]
