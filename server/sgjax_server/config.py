@@ -64,7 +64,7 @@ class ServerConfig:
     request_body_timeout_s: float = setting(60.0, "Seconds until a request's headers, and then its body, must be here")
     request_timeout_s: float | None = setting(None, "Seconds until an unfinished request is ended; default: never")
     max_tokens_in_flight: int | None = setting(
-        None, "Tokens that live requests may come to before new ones are refused; default: no limit"
+        None, "Tokens that live requests of an HTTP process may come to, before new ones are refused; default: no limit"
     )
     tool_call_parser: ToolCallParser = setting(
         "auto", "How the model writes calls of tools; auto looks at its template"

@@ -56,6 +56,7 @@ async def test_off_unless_asked_for(engine: FakeEngine, lines: _Lines):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_metadata(engine: FakeEngine, lines: _Lines, stream: bool):
     async with _client(engine, log_requests="metadata") as client:
+        await client.get("/health")
         await client.post("/generate", json={"text": "private", "rid": "r", "stream": stream})
         (line,) = lines.take()
         assert 0 <= line.pop("first_byte_s") <= line.pop("total_s")

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgjax.types import FinishReason, Receipt, Request
 from sgjax_server.config import RequestDetail
+from sgjax_server.middleware.access import OPEN_PATHS
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class RequestRecord:
 
 
 class LogRequests:
-    """ASGI middleware: a line when a response has ended or its client has gone.
+    """ASGI middleware: a line when a response has ended or its client has gone. Probes get none.
 
     Routes find the record to fill at `request.state.record`, whether it is logged or not.
     """
@@ -88,7 +89,7 @@ class LogRequests:
             return await self._app(scope, receive, send)
         record = RequestRecord()
         scope.setdefault("state", {})["record"] = record
-        if self._log.detail == "off":
+        if self._log.detail == "off" or scope["path"] in OPEN_PATHS:
             return await self._app(scope, receive, send)
         watch = _Watch(receive, send, with_bodies=self._log.detail == "full")
         try:
