@@ -58,7 +58,7 @@ WHOLE = HEAD + b"Content-Length: 13\r\n\r\n" + BODY
 
 @pytest.mark.parametrize("begun", [b"", b"POST /gen", HEAD])
 async def test_a_head_that_does_not_arrive(engine: FakeEngine, begun: bytes):
-    async with _serving(engine, request_body_timeout_s=0.1) as port:
+    async with _serving(engine, request_body_timeout_s=0.5) as port:
         assert await _answer(port, begun) == b""
         kept_alive = await _answer(port, WHOLE, begun or b"G")
         assert b"Hello world" in kept_alive
@@ -66,12 +66,12 @@ async def test_a_head_that_does_not_arrive(engine: FakeEngine, begun: bytes):
 
 
 async def test_a_head_in_time(engine: FakeEngine):
-    async with _serving(engine, request_body_timeout_s=0.2) as port:
+    async with _serving(engine, request_body_timeout_s=0.5) as port:
         engine.stuck = True  # the time is for the request alone, not for its answer
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(WHOLE)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(1):
                 await reader.read()
         writer.close()
 

@@ -30,6 +30,7 @@ class LimitTime:
             has_started = True
             await send(message)
 
+        timeout = asyncio.timeout(self._timeout_s)
         try:
             async with timeout:
                 scope.setdefault("state", {})["timeout"] = timeout
