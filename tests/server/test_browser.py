@@ -15,6 +15,7 @@ import sgjax
 
 from ..serving import served_app
 from .chromium import EXECUTABLE, Page, browser
+from .fakes import FakeEngine
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium is installed")
 
@@ -114,7 +115,7 @@ def test_stop_frees_the_request(page: Page):
     page.wait_for("document.querySelector('.answer')?.innerText.length > 20", 60)
     page.wait_for("document.querySelector('#tiles dd').innerText === '1'")
     page.press("Escape", 27)
-    page.wait_for(f"{LAST_RECEIPT}?.includes('stopped')")
+    page.wait_for("document.querySelector('.turn.assistant .tools').innerText.includes('stopped')")
     page.wait_for("document.querySelector('#tiles dd').innerText === '0'")
     assert page.errors == []
 
@@ -137,6 +138,25 @@ def test_an_answer_that_follows_a_schema(page: Page):
     schema = '{"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}'
     set_field(page, "response_format", schema)
     assert ask(page, "The capital of France?").replace(" ", "") == '{"city":"Paris"}'
+
+
+def test_a_receipt_says_all_when_it_is_opened(page: Page):
+    set_field(page, "max_tokens", "2")
+    ask(page, "What is the capital of Norway?")
+    page.run("document.querySelector('.cost').open = true")
+    assert "the last one, always computed" in page.text(".cost dl")
+
+
+def test_reasoning_is_folded(chromium: Page):
+    fake = FakeEngine("<think>Two and two.</think>It is four.")
+    with served_app(create_app(EngineHost(fake), ServerConfig(reasoning_parser="qwen3"))) as url:  # type: ignore[arg-type]
+        chromium.open(f"{url}/#/chat")
+        chromium.wait_for("document.querySelector('#model').innerText")
+        assert ask(chromium, "Two and two?") == "It is four."
+        assert chromium.text(".turn.assistant details:not([hidden]) > summary") == "Thoughts"
+        assert chromium.run("document.querySelector('.turn.assistant details').open") is False
+        assert chromium.run("document.querySelector('.turn.assistant details .text').textContent") == "Two and two."
+        chromium.open("about:blank")
 
 
 def test_the_tree_is_drawn_and_walked(page: Page):

@@ -21,6 +21,7 @@ async def test_page(client: httpx.AsyncClient):
     response = await client.get("/")
     assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert response.text == (STATIC / "index.html").read_text()
+    assert (await client.head("/")).status_code == 200
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -26,7 +26,7 @@ _HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])  # some clients ask so whether a server is there
 async def page() -> FileResponse:
     return _file("index.html")
 

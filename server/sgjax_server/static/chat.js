@@ -23,7 +23,7 @@ function bodyFor(history) {
     messages: system ? [{ role: "system", content: system }, ...spoken] : spoken,
     ...settings.sampling(),
     stream: true,
-    stream_options: { include_usage: true },
+    return_receipt: true,
   };
 }
 
@@ -60,10 +60,10 @@ async function answer() {
     settings.clearErrors();
     const response = await request(PATH, { body: bodyFor(messages), signal: controller.signal });
     for await (const chunk of events(response)) {
-      end.usage = chunk.usage ?? end.usage;
       for (const choice of chunk.choices) {
         turn.add(choice.delta);
         end.finish = choice.finish_reason ?? end.finish;
+        end.receipt = choice.sgjax?.receipt ?? end.receipt;
       }
     }
   } catch (error) {

@@ -1,6 +1,7 @@
 // What one turn of the conversation looks like. Nothing here knows of requests.
 
-import { count, element, plural, seconds } from "/static/format.js";
+import { element } from "/static/format.js";
+import { receiptOf } from "/static/receipt.js";
 
 const button = (label, onclick) => element("button", { type: "button", class: "quiet", onclick }, label);
 
@@ -45,8 +46,6 @@ export class AnswerTurn {
   content = "";
   reasoning = "";
   #due = false;
-  #startedS = performance.now() / 1000;
-  #firstS = null;
 
   /** `onRegenerate()` asks for another answer in its place. */
   constructor(onRegenerate) {
@@ -63,7 +62,6 @@ export class AnswerTurn {
   /** One `delta` of the stream. */
   add({ content, reasoning_content: reasoning }) {
     if (!content && !reasoning) return;
-    this.#firstS ??= performance.now() / 1000;
     this.content += content ?? "";
     this.reasoning += reasoning ?? "";
     if (this.#due) return;
@@ -82,34 +80,17 @@ export class AnswerTurn {
     this.node.dispatchEvent(new Event("grown", { bubbles: true }));
   }
 
-  /** @param end {usage, finish, error, stopped} of the stream, as far as known */
-  finish({ usage, finish, error, stopped }) {
+  /** @param end {receipt, finish, error, stopped} of the stream, as far as known */
+  finish({ receipt, finish, error, stopped }) {
     this.node.classList.remove("streaming");
     this.#show();
     if (error) this.node.insertBefore(element("p", { class: "error", role: "alert" }, error), this.tools);
-    const parts = usage ? this.#receipt(usage) : [];
-    if (stopped) parts.push(element("span", {}, "stopped"));
-    if (finish === "length") parts.push(element("span", {}, "cut at its limit"));
-    this.tools.replaceChildren(element("span", { class: "receipt" }, ...parts), element("span", { class: "grow" }));
+    this.tools.replaceChildren(receipt ? receiptOf(receipt) : "");
+    if (stopped) this.tools.append(element("span", {}, "stopped"));
+    if (finish === "length") this.tools.append(element("span", {}, "cut at its limit"));
+    this.tools.append(element("span", { class: "grow" }));
     if (this.content) this.tools.append(button("Copy", () => navigator.clipboard.writeText(this.content)));
     this.tools.append(button(error && !this.content ? "Try again" : "Regenerate", this.onRegenerate));
     this.node.dispatchEvent(new Event("grown", { bubbles: true }));
-  }
-
-  #receipt(usage) {
-    const now = performance.now() / 1000;
-    const { prompt_tokens: prompt, completion_tokens: completion } = usage;
-    const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-    const meter = element("span", { class: "meter" }, element("i"));
-    meter.firstChild.style.width = `${(100 * cached) / prompt}%`;
-    const parts = [element("span", {}, plural(completion, "token"))];
-    if (this.#firstS !== null) {
-      // The first token's time is the prompt's.
-      if (completion > 1) parts.push(element("span", {}, `${((completion - 1) / (now - this.#firstS)).toFixed(1)} tokens/s`));
-      parts.push(element("span", {}, `first after ${seconds(this.#firstS - this.#startedS)}`));
-    }
-    const title = `${plural(prompt, "prompt token")}: what was cached is not computed again`;
-    parts.push(element("span", { title }, meter, `prompt: ${count(cached)} cached, ${count(prompt - cached)} computed`));
-    return parts;
   }
 }
