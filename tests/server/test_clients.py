@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,19 @@ if TYPE_CHECKING:
     from langchain_openai import ChatOpenAI
 
 HELLO = [{"role": "user", "content": "hi"}]
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "A forecast.", "parameters": PARAMETERS},
+}
+
+
+class City(pydantic.BaseModel):
+    """A city."""
+
+    name: str
+
 
 # Of litellm's own types, and of how it copies them.
 pytestmark = pytest.mark.filterwarnings(
@@ -60,6 +75,29 @@ def test_litellm_stream(litellm: Any, model: dict[str, Any]):
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
+def test_litellm_tools(litellm: Any, model: dict[str, Any], engine: FakeEngine):
+    """A call, and what the tool gave, there and back."""
+    engine._reply = lambda request: "Rain." if b"it rains" in bytes(request.input_ids) else CALL
+    ask = {**model, "max_tokens": 100, "tools": [WEATHER]}
+    answer = litellm.completion(**ask, messages=HELLO).choices[0]
+    (call,) = answer.message.tool_calls
+    assert answer.finish_reason == "tool_calls"
+    assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Paris"})
+    result = {"role": "tool", "tool_call_id": call.id, "content": "it rains"}
+    answer = litellm.completion(**ask, messages=[*HELLO, answer.message, result]).choices[0]
+    assert (answer.message.content, answer.finish_reason) == ("Rain.", "stop")
+
+
+def test_litellm_structured_output(litellm: Any, model: dict[str, Any], engine: FakeEngine):
+    """Through Anthropic's API by a tool, whose call is required."""
+    call = CALL.replace("get_weather", "json_tool_call").replace("city", "name")
+    engine._reply = lambda request: call if request.sampling.structural_tag else '{"name": "Paris"}'
+    answer = litellm.completion(**model, messages=HELLO, max_tokens=100, response_format=City)
+    assert City.model_validate_json(answer.choices[0].message.content) == City(name="Paris")
+    sampling = engine.submitted[0].sampling
+    assert "name" in (sampling.json_schema or sampling.structural_tag or "")
+
+
 def test_litellm_errors(litellm: Any, model: dict[str, Any]):
     with pytest.raises(litellm.BadRequestError, match="temperature"):
         litellm.completion(**model, messages=HELLO, max_tokens=100, temperature=-1)
@@ -101,16 +139,27 @@ async def test_langchain_async(url: str):
         assert "".join([str(chunk.content) async for chunk in chat_model.astream("hi")]) == "Hello world"
 
 
-class City(pydantic.BaseModel):
-    """A city."""
+def test_langchain_tools(chat_model: ChatOpenAI, engine: FakeEngine):
+    engine._reply = lambda request: CALL
+    with_tools = chat_model.bind_tools([WEATHER])
+    answer = with_tools.invoke("weather?")
+    (call,) = answer.tool_calls
+    assert (call["name"], call["args"]) == ("get_weather", {"city": "Paris"})
+    *_, streamed = itertools.accumulate(with_tools.stream("weather?"))
+    assert [(one["name"], one["args"]) for one in streamed.tool_calls] == [("get_weather", {"city": "Paris"})]
+    engine._reply = lambda request: "Rain."
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "it rains"}
+    assert with_tools.invoke([*HELLO, answer, result]).content == "Rain."
+    assert b"it rains" in bytes(engine.submitted[-1].input_ids)
 
-    name: str
 
-
-def test_langchain_structured_output(chat_model: ChatOpenAI, engine: FakeEngine):
-    engine._reply = lambda request: '{"name": "Paris"}'
-    assert chat_model.with_structured_output(City).invoke("hi") == City(name="Paris")
-    assert "name" in (engine.submitted[0].sampling.json_schema or "")
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_langchain_structured_output(chat_model: ChatOpenAI, engine: FakeEngine, method: Any):
+    texts = {"json_schema": '{"name": "Paris"}', "function_calling": CALL.replace("get_weather", "City")}
+    engine._reply = lambda request: texts[method].replace("city", "name")
+    assert chat_model.with_structured_output(City, method=method).invoke("hi") == City(name="Paris")
+    sampling = engine.submitted[0].sampling
+    assert "name" in (sampling.json_schema or sampling.structural_tag or "")
 
 
 def test_langchain_errors(chat_model: ChatOpenAI):
