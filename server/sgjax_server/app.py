@@ -21,6 +21,7 @@ from sgjax_server.middleware.http_metrics import HttpMetrics
 from sgjax_server.middleware.request_log import RequestLog
 from sgjax_server.middleware.stack import middleware_stack
 from sgjax_server.programs.pool import ProgramPool
+from sgjax_server.responses.store import ResponseStore
 from sgjax_server.routes import (
     anthropic,
     chat,
@@ -39,6 +40,7 @@ from sgjax_server.routes import (
     page,
     parse,
     program,
+    responses,
     score,
     sessions,
     tokenize,
@@ -49,7 +51,7 @@ from sgjax_server.tracing import start_tracing
 
 _ROUTES = (
     *(health, info, load, metrics, models, control, logs),
-    *(generate, sessions, chat, completions, program),
+    *(generate, sessions, chat, completions, responses, program),
     *(anthropic, ollama, ollama_models),
     *(tokenize, score, parse, unserved),
     *(page, live),
@@ -89,6 +91,9 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
         max_sessions=config.max_sessions, max_tokens=config.max_session_tokens, idle_s=config.session_timeout_s
     )
     app.state.live = LiveFeed(host)
+    app.state.responses = ResponseStore(
+        max_responses=config.max_stored_responses, max_bytes=config.max_stored_response_bytes
+    )
     app.state.started_s = int(time.time())
     add_error_handlers(app)
     for module in _ROUTES:

@@ -33,7 +33,8 @@ def _secret(variable: str, help: str) -> Any:
 
 _COUNTS = (
     *("stream_interval", "max_request_bytes", "max_tokens_in_flight", "max_running_programs"),
-    *("max_sessions", "max_session_tokens", "http_workers", "drain_timeout"),
+    *("max_sessions", "max_session_tokens", "max_stored_responses", "max_stored_response_bytes"),
+    *("http_workers", "drain_timeout"),
 )
 _DURATIONS = (
     *("request_body_timeout_s", "request_timeout_s", "session_timeout_s", "health_generate_timeout_s"),
@@ -74,6 +75,8 @@ class ServerConfig:
     max_sessions: int = setting(256, "Sessions kept open; beyond, those used least recently are forgotten")
     max_session_tokens: int = setting(2**24, "Tokens that all sessions may hold together, 4 bytes each")
     session_timeout_s: float = setting(3600.0, "Seconds that an unused session is kept, unless it says another time")
+    max_stored_responses: int = setting(4096, "Responses kept for later; beyond, the least recently used are forgotten")
+    max_stored_response_bytes: int = setting(64 * 2**20, "Bytes that the responses kept for later may take, as JSON")
     health_generate_timeout_s: float = setting(20.0, "Seconds until /health_generate gives up waiting for a token")
     otlp_endpoint: str | None = setting(
         None, "OpenTelemetry collector for traces, such as http://localhost:4318; needs the extra otel"

@@ -90,6 +90,11 @@ def openai_error(error: ApiError) -> dict[str, Any]:
     }
 
 
+def responses_error(error: ApiError) -> dict[str, Any]:
+    """An error as an event of a stream of OpenAI's Responses."""
+    return {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+
+
 def anthropic_error(error: ApiError) -> dict[str, Any]:
     """An error in Anthropic's shape."""
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")

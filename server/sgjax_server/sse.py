@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sgjax_server.calls import until_disconnected
-from sgjax_server.errors import ApiError, anthropic_error, as_api_error, ollama_error, openai_error
+from sgjax_server.errors import ApiError, anthropic_error, as_api_error, ollama_error, openai_error, responses_error
 from sgjax_server.middleware.timeout import taken_timeout, timeout_error
 
 # How long a stream that is ended early may take to say so.
@@ -52,6 +52,7 @@ class StreamForm:
 
 OPENAI = StreamForm("text/event-stream", lambda error: event(openai_error(error)), DONE)
 ANTHROPIC = StreamForm("text/event-stream", lambda error: named_event("error", anthropic_error(error)))
+RESPONSES = StreamForm("text/event-stream", lambda error: named_event("error", responses_error(error)))
 OLLAMA = StreamForm("application/x-ndjson", lambda error: line(ollama_error(error)))
 
 

@@ -15,6 +15,7 @@ from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.middleware.request_log import RequestRecord
+from sgjax_server.responses.store import ResponseStore
 from sgjax_server.sampling_defaults import sampling_defaults
 from sgjax_server.sessions import SessionStore
 from sgjax_server.tokens import TokenTexts
@@ -38,6 +39,7 @@ class Context:
         self.model_name: str = self.server_config.served_model_name or self.engine.info.model_name
         self._model_format: Callable[[], ModelFormat] = state.model_format
         self.sessions: SessionStore = state.sessions
+        self.responses: ResponseStore = state.responses
         self.started_s: int = state.started_s
         self.in_flight: TokensInFlight = state.in_flight
         self.record: RequestRecord = request.state.record
