@@ -17,7 +17,7 @@ from sgjax.types import QueueFull, RequestError
 
 log = logging.getLogger(__name__)
 
-_OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",

@@ -92,6 +92,25 @@ async def test_every_route_with_the_tag_needs_the_admin_key(engine: FakeEngine):
             assert response.status_code == 401, (method, path)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://test", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),  # a bookmark
+        ({"Origin": "https://a.example"}, 200),
+        ({"Origin": "https://b.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),  # an image's address
+        ({"Sec-Fetch-Site": "same-site"}, 403),  # another port of this machine
+    ],
+)
+async def test_pages_of_other_sites_control_nothing(engine: FakeEngine, headers: dict, status: int):
+    async with _client(engine, cors_allow_origins=("https://a.example",)) as client:
+        assert (await client.get("/flush_cache", headers=headers)).status_code == status
+    assert engine.num_flushes == (status == 200)
+
+
 async def test_no_body_is_read_for_a_stranger(engine: FakeEngine):
     async def body():
         raise AssertionError("the body was read")

@@ -28,6 +28,9 @@ CALLS = {
     "/generate": {"text": "hi", "sampling_params": {"max_new_tokens": 16}},
     "/v1/completions": {"prompt": "hi", "max_tokens": 16},
     "/v1/chat/completions": CHAT,
+    "/v1/messages": CHAT,
+    "/api/chat": {"model": "m", "messages": CHAT["messages"], "options": {"num_predict": 16}},
+    "/api/generate": {"model": "m", "prompt": "hi", "options": {"num_predict": 16}},
 }
 
 
@@ -121,7 +124,7 @@ def test_counting_tokens():
 async def test_time_is_up(engine: FakeEngine, path: str):
     engine.stuck = True
     async with _client(_app(engine, request_timeout_s=1.0)) as client:
-        response = await client.post(path, json=CALLS[path])
+        response = await client.post(path, json={**CALLS[path], "stream": False})
     assert response.status_code == 408
     assert "longer" in _error(path, response.json())
     assert engine.aborted == [request.rid for request in engine.submitted]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,14 +23,16 @@ STATIC_PATH = "/static/"
 """What the page consists of; it needs no key either, and asks for one where the server wants it."""
 
 
-async def _require_admin_key(request: Request) -> None:
+async def _may_control(request: Request) -> None:
     config: ServerConfig = request.app.state.config
+    if _is_of_another_site(request, config):
+        raise ApiError(403, "pages of other sites may not control the server", code="other_site")
     if config.admin_api_key is not None and not presents_admin_key(config, request.scope):
         raise ApiError(401, "this route controls the server: it needs the admin key", code="invalid_api_key")
 
 
-ADMIN = Depends(_require_admin_key)
-"""For one route: it needs the admin key where there is one, else what every route needs."""
+ADMIN = Depends(_may_control)
+"""For one route: it needs the admin key where there is one, else what every route needs, and is for no other site."""
 
 
 def control_router(**options: Any) -> APIRouter:
@@ -40,6 +43,16 @@ def control_router(**options: Any) -> APIRouter:
 def presents_admin_key(config: ServerConfig, scope: Scope) -> bool:
     """Whether there is an admin key and a request brings it."""
     return config.admin_api_key is not None and _presents(scope, (config.admin_api_key,))
+
+
+def _is_of_another_site(request: Request, config: ServerConfig) -> bool:
+    """Whether a web page that CORS does not allow sends this: a browser lets it send what it may not read."""
+    origin = request.headers.get("origin")
+    if "*" in config.cors_allow_origins or origin in config.cors_allow_origins:
+        return False
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        return True
+    return request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
 
 
 class RequireApiKey:
