@@ -211,13 +211,13 @@ class CacheManager:
         self._tree.history.clear()
         return num_freed
 
-    def num_evicted(self, token_ids: np.ndarray, num_tokens: int, extra_key: str = "") -> int:
-        """How many tokens behind the first `num_tokens`, which are cached, were cached once and had to make room.
+    def num_evicted(self, token_ids: Sequence[int] | np.ndarray, prefix: Prefix, extra_key: str = "") -> int:
+        """How many tokens behind `prefix`, the longest that is cached, were cached once and had to make room.
 
         In whole pages without a gap. What was evicted long ago is forgotten, and counts as never cached.
         """
         key = _key(token_ids, len(token_ids))
-        return self._tree.num_evicted(key, num_tokens // self.page_size, extra_key.encode()) * self.page_size
+        return self._tree.history.num_evicted(key, prefix.node, len(prefix.pages), extra_key.encode()) * self.page_size
 
     def stats(self) -> CacheStats:
         num_cached, num_evictable = self._tree.num_pages, self._tree.num_evictable

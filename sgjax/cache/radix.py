@@ -24,7 +24,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sgjax.cache.history import START, EvictionHistory, fingerprint
+from sgjax.cache.history import EvictionHistory
 
 NUM_EVICTIONS_KEPT = 64
 
@@ -40,13 +40,13 @@ class Node:
       number: unique for ever; the lower half of a divided edge keeps it.
       num_hits: calls of `RadixTree.lock` for this node or one below.
       used_s: monotonic time when the last lock went; without meaning while there are locks.
-      before: fingerprint of the tokens from the root to the beginning of the edge; None until it is asked for.
+      end: fingerprint of the tokens from the root to the end of the edge; None until `history` needs it.
     """
 
     __slots__ = (
-        "before",
         "children",
         "depth",
+        "end",
         "key",
         "num_hits",
         "num_locks",
@@ -68,7 +68,7 @@ class Node:
         self.num_locks = 0
         self.num_hits = 0
         self.used_s = 0.0
-        self.before: int | None = None
+        self.end: int | None = None
 
     @property
     def start(self) -> int:
@@ -95,18 +95,17 @@ class RadixTree:
     """Maps token prefixes to pages. Keys are bytes, `page_bytes` of them per page; the tree owns the pages it holds.
 
     Args:
-      history_pages: evicted pages that are remembered, for `num_evicted`.
+      history_pages: evicted pages that `history` remembers.
     """
 
     def __init__(self, page_bytes: int, history_pages: int = 0):
         self.page_bytes = page_bytes
-        self.history = EvictionHistory(history_pages)
+        self.history = EvictionHistory(page_bytes, history_pages)
         self.num_pages = 0
         self.num_evictable = 0
         self.num_nodes = 0
         self._numbers = itertools.count()
         self.root = Node(next(self._numbers), b"", [], None, b"", 0)
-        self.root.before = START
         self.root.num_locks = 1  # never evicted, and where every climb stops
         self.evictions: deque[Eviction] = deque(maxlen=NUM_EVICTIONS_KEPT)
         self._num_evictions = 0
@@ -216,7 +215,7 @@ class RadixTree:
             num_cut = max(num_pages - len(freed), len(node.pages) // 8)
             is_whole = num_cut >= len(node.pages)
             self._note_eviction(node, min(num_cut, len(node.pages)), is_whole, now_s)
-            self._remember(node, max(len(node.pages) - num_cut, 0))
+            self.history.remember(node, max(len(node.pages) - num_cut, 0))
             if is_whole:
                 freed += node.pages
                 self._remove(node)
@@ -226,6 +225,7 @@ class RadixTree:
             del node.pages[keep:]
             node.key = node.key[: keep * self.page_bytes]
             node.depth -= num_cut
+            node.end = None
         self.num_pages -= len(freed)
         self.num_evictable -= len(freed)
         return freed
@@ -233,20 +233,6 @@ class RadixTree:
     def recently_used(self) -> Iterator[Node]:
         """The nodes that nobody locks, the last used one first. Cheap however many there are."""
         return reversed(self._unlocked)
-
-    def num_evicted(self, key: bytes, depth: int, namespace: bytes = b"") -> int:
-        """How many pages of `key`, from page `depth` on without a gap, were here once and are remembered as evicted."""
-        if not len(self.history):
-            return 0
-        size, at, num_found = self.page_bytes, START, 0
-        for number in range(len(key) // size):
-            page = key[number * size : (number + 1) * size]
-            at = fingerprint(at, page if number else namespace + page)
-            if number >= depth:
-                if at not in self.history:
-                    break
-                num_found += 1
-        return num_found
 
     def nodes(self) -> Iterator[Node]:
         """Every node but the root, parents first."""
@@ -324,7 +310,6 @@ class RadixTree:
         node.parent.children[node.slot] = upper
         node.key, node.pages, node.parent = node.key[cut:], node.pages[num_pages:], upper
         node.slot = node.key[: self.page_bytes]
-        upper.before, node.before = node.before, None
         upper.children[node.slot] = node
         if node.num_locks:
             upper.num_locks = 1
@@ -332,31 +317,6 @@ class RadixTree:
             self._unlocked[upper] = None
         self.num_nodes += 1
         return upper
-
-    def _remember(self, node: Node, first: int) -> None:
-        """Takes the pages of a node from its page `first` on into the history."""
-        for number, at in enumerate(self._fingerprints(node)):
-            if number >= first:
-                self.history.add(at)
-
-    def _fingerprints(self, node: Node) -> Iterator[int]:
-        """Of every page of a node. Those before it are not read again: its `before` remembers them."""
-        path = [node]
-        while path[-1].before is None:
-            assert path[-1].parent is not None
-            path.append(path[-1].parent)
-        for upper, lower in zip(path[:0:-1], path[-2::-1], strict=True):
-            lower.before = upper.before
-            for at in self._pages_behind(upper):
-                lower.before = at
-        return self._pages_behind(node)
-
-    def _pages_behind(self, node: Node) -> Iterator[int]:
-        assert node.before is not None
-        size, at = self.page_bytes, node.before
-        for number in range(len(node.pages)):
-            at = fingerprint(at, node.key[number * size : (number + 1) * size] if number else node.slot)
-            yield at
 
     def _remove(self, leaf: Node) -> None:
         assert leaf.parent is not None

@@ -24,10 +24,10 @@ def explain_prompt(cache: CacheManager, seq: Sequence, prefix: Prefix) -> Prompt
         return parts
     parts.cached = min(seq.num_cached_at_arrival, found)
     parts.shared_in_flight = found - parts.cached
-    tokens, present = seq.tokens[:shareable], found
+    tokens, present = seq.tokens[:shareable], prefix
     if seq.prompt_logprobs is not None:  # they need logits, for which also cached tokens are computed
-        present = max(cache.match(tokens, seq.request.extra_key).num_tokens, found)
-    parts.logprobs_recomputed = present - found
+        present = cache.match(tokens, seq.request.extra_key)
+    parts.logprobs_recomputed = max(present.num_tokens - found, 0)
     parts.evicted = cache.num_evicted(tokens, present, seq.request.extra_key)
-    parts.not_in_cache = shareable - present - parts.evicted
+    parts.not_in_cache = shareable - found - parts.logprobs_recomputed - parts.evicted
     return parts

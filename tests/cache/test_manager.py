@@ -267,15 +267,20 @@ def test_what_was_evicted_is_remembered_for_a_while():
     assert private is not None
     assert evictions == [(2, True)]
     assert cache.match(tokens).num_tokens == 32
-    assert cache.num_evicted(tokens, 32) == 16
-    assert cache.num_evicted(tokens, 32, "tenant") == 0
-    assert cache.num_evicted(tokens_of(1, 2, 5), 32) == 0
+
+    def num_evicted(tokens: np.ndarray, extra_key: str = "") -> int:
+        return cache.num_evicted(tokens, cache.match(tokens, extra_key), extra_key)
+
+    assert num_evicted(tokens) == 16
+    assert num_evicted(tokens, "tenant") == 0
+    assert num_evicted(tokens_of(1, 2, 5)) == 0
     cache.free(private)
     for i in range(10, 30):  # more than HISTORY_POOLS pools go through
         cached(cache, tokens_of(i))
-    assert cache.num_evicted(tokens, 32) == 0
+    assert num_evicted(tokens) == 0
+    assert num_evicted(tokens_of(20)) == 16
     cache.flush()
-    assert cache.num_evicted(tokens_of(10), 0) == 0
+    assert num_evicted(tokens_of(20)) == 0
 
 
 def test_flush_keeps_what_is_locked():

@@ -63,7 +63,9 @@ class TreeMachine(RuleBasedStateMachine):
         )
         assert pages == expected
         rest = [(namespace, key[: i + 1]) in self.evicted for i in range(len(pages), len(key))]
-        assert self.tree.num_evicted(key, len(pages), namespace) == len(list(itertools.takewhile(bool, rest)))
+        assert self.tree.history.num_evicted(key, node, len(pages), namespace) == len(
+            list(itertools.takewhile(bool, rest))
+        )
         return Handle(namespace, key[: len(pages)], node), pages
 
     def is_locked(self, key: tuple[bytes, bytes]) -> bool:
