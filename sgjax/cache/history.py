@@ -36,10 +36,11 @@ class EvictionHistory:
         Args:
           node, depth: where `key` leaves the tree, as `RadixTree.match` says it.
         """
-        if not self._pages:
-            return 0
-        size, at = self._page_bytes, self._fingerprint(node, depth)
+        size = self._page_bytes
         num_pages = len(key) // size
+        if not self._pages or num_pages <= depth:
+            return 0
+        at = self._fingerprint(node, depth)
         for number in range(depth, num_pages):
             page = key[number * size : (number + 1) * size]
             at = hash((at, page if number else namespace + page))

@@ -27,7 +27,7 @@ def explain_prompt(cache: CacheManager, seq: Sequence, prefix: Prefix) -> Prompt
     tokens, present = seq.tokens[:shareable], prefix
     if seq.prompt_logprobs is not None:  # they need logits, for which also cached tokens are computed
         present = cache.match(tokens, seq.request.extra_key)
-    parts.logprobs_recomputed = max(present.num_tokens - found, 0)
+    parts.logprobs_recomputed = min(present.num_tokens, shareable) - found
     parts.evicted = cache.num_evicted(tokens, present, seq.request.extra_key)
     parts.not_in_cache = shareable - found - parts.logprobs_recomputed - parts.evicted
     return parts

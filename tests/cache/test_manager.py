@@ -274,6 +274,7 @@ def test_what_was_evicted_is_remembered_for_a_while():
     assert num_evicted(tokens) == 16
     assert num_evicted(tokens, "tenant") == 0
     assert num_evicted(tokens_of(1, 2, 5)) == 0
+    assert cache.num_evicted(tokens[:20], cache.match(tokens)) == 0  # the prompt ends before its cached prefix
     cache.free(private)
     for i in range(10, 30):  # more than HISTORY_POOLS pools go through
         cached(cache, tokens_of(i))
