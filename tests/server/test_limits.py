@@ -28,6 +28,7 @@ CALLS = {
     "/generate": {"text": "hi", "sampling_params": {"max_new_tokens": 16}},
     "/v1/completions": {"prompt": "hi", "max_tokens": 16},
     "/v1/chat/completions": CHAT,
+    "/v1/responses": {"input": "hi", "max_output_tokens": 16},
     "/v1/messages": CHAT,
     "/api/chat": {"model": "m", "messages": CHAT["messages"], "options": {"num_predict": 16}},
     "/api/generate": {"model": "m", "prompt": "hi", "options": {"num_predict": 16}},
@@ -137,9 +138,10 @@ async def test_time_of_a_stream_is_up(engine: FakeEngine, path: str):
         response = await client.post(path, json={**CALLS[path], "stream": True})
     assert response.status_code == 200
     lines = [line for line in response.text.splitlines() if line]
-    if not path.startswith(("/v1/messages", "/api/")):
+    if path not in ("/v1/messages", "/v1/responses", "/api/chat", "/api/generate"):
         assert lines.pop() == "data: [DONE]"
-    assert "longer" in _error(path, json.loads(lines[-1].removeprefix("data: ")))
+    last = json.loads(lines[-1].removeprefix("data: "))
+    assert "longer" in (last["message"] if path == "/v1/responses" else _error(path, last))
     assert engine.aborted == [request.rid for request in engine.submitted]
 
 
