@@ -42,7 +42,7 @@ class EngineCore:
         self.overlap = overlap
         self._observer = observer
         self._in_flight: tuple[Batch, StepHandle] | None = None
-        self._started_s: float | None = None  # of the step at work
+        self._started_s: float | None = None  # of the last step, until there is nothing to do
         self._at_work: tuple[Batch, PackedStep] | None = None
         self._collected_s = 0.0
 
@@ -54,14 +54,20 @@ class EngineCore:
         self.scheduler.add(seq)
 
     def finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
-        return self._observed(self.scheduler.finish(rid, index, reason))
+        events = self._observed(self.scheduler.finish(rid, index, reason))
+        self._note_idle()
+        return events
 
     def step(self) -> list[TokenEvent]:
         """Launches the next step and commits the one before; without overlap, the same one."""
         self._started_s = time.monotonic()
         events = self._step()
-        self._started_s = None
+        self._note_idle()
         return events
+
+    def _note_idle(self) -> None:
+        if not self.has_work:
+            self._started_s = None
 
     def _step(self) -> list[TokenEvent]:
         launched = self._launch()
@@ -84,7 +90,7 @@ class EngineCore:
         return events
 
     def report(self) -> StepReport | None:
-        """The step at work, None between steps. Another thread may ask."""
+        """The step at work or just done; None when there is nothing to do. Another thread may ask."""
         started_s, at_work = self._started_s, self._at_work
         if started_s is None or at_work is None:
             return None

@@ -156,8 +156,8 @@ class TokenEngine:
         )
 
     def step_report(self) -> StepReport | None:
-        """The step at work and for how long, None between steps. Never waits, so that it tells of a step that hangs."""
-        return self._core.report()
+        """The step at work and for how long, None when idle. Never waits, so that it tells of a step that hangs."""
+        return None if self._loop.is_paused else self._core.report()
 
     def flush_cache(self) -> int:
         """Forgets every cached prefix that no running request uses; returns the pages freed."""

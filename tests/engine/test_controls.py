@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+import safetensors.numpy
 
 import sgjax
+from sgjax.models.registry import build, read_config
+from sgjax.models.spec import declare
 from sgjax.types import RequestError
+
+from .conftest import TINY
 
 LONG = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[sgjax.Engine]:
-    with sgjax.Engine(
-        "embedded", dtype="float32", max_total_tokens=4096, max_running_requests=4, skip_warmup=True
-    ) as engine:
+def engine(tiny_settings: dict) -> Iterator[sgjax.Engine]:
+    with sgjax.Engine(**tiny_settings) as engine:
         yield engine
 
 
@@ -61,21 +67,38 @@ def test_a_pause_that_aborts_ends_all_and_lets_new_ones_wait(engine: sgjax.Engin
     assert [delta.finish for delta in waiting][-1].kind == "length"
 
 
-def test_new_weights_serve_without_a_restart(engine: sgjax.Engine, embedded_model_path: Path):
-    prompt = "The capital of France is"
-    before = engine.generate(prompt, {"temperature": 0, "max_new_tokens": 8})
-    assert before.receipt.weight_version == "default"
+def write_checkpoint(folder: Path, seed: int) -> str:
+    """A folder with random tensors of the tiny model's shapes."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY))
+    _, specs = declare(build(read_config(TINY, "auto")))
+    rng = np.random.default_rng(seed)
+    parts = [part for spec in jax.tree.leaves(specs) for part in spec.parts]
+    tensors = {part.name: rng.normal(0, 0.3, part.checkpoint_shape).astype(np.float32) for part in parts}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return str(folder)
+
+
+def test_new_weights_serve_without_a_restart(engine: sgjax.Engine, tmp_path: Path):
+    zero, one = (write_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1))
+    prompt, short = "The capital of France is", {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+    assert engine.generate(prompt, short).receipt.weight_version == "default"
     stream = engine.stream("Rain fell on the harbour, and", LONG)
     next(stream)
-    assert engine.update_weights(str(embedded_model_path), "step-2") == "step-2"
+    assert engine.update_weights(zero, "step-2") == "step-2"
     output = last(stream)  # which was under way goes on
     assert len(output.output_ids) == 60
     assert output.receipt.weight_version == engine.stats().weight_version == "step-2"
+    before = engine.generate(prompt, short)
     num_compiled = engine.stats().num_steps_compiled
-    after = engine.generate(prompt, {"temperature": 0, "max_new_tokens": 8})
-    assert after.output_ids == before.output_ids
-    assert after.receipt.cached_tokens == 0  # computed with the old weights, so forgotten
+    engine.update_weights(one)
+    other = engine.generate(prompt, short)
+    assert other.output_ids != before.output_ids
+    assert other.receipt.cached_tokens == 0  # computed with other weights, so forgotten
+    assert engine.update_weights(zero) == zero
+    assert engine.generate(prompt, short).output_ids == before.output_ids
     assert engine.stats().num_steps_compiled == num_compiled
+    engine.check()
 
 
 def test_weights_that_do_not_fit_are_refused_and_the_old_ones_serve(engine: sgjax.Engine, tmp_path: Path):
@@ -95,6 +118,15 @@ def test_a_step_at_work_reports_its_requests_and_shape(engine: sgjax.Engine, mon
     engine.generate("Hello there", LONG | {"max_new_tokens": 3}, rid="who")
     assert {report.rids for report in reports} == {("who",)}
     assert all(report.seconds >= 0 and report.shape[0] >= report.shape[1] >= 1 for report in reports)
+    assert engine.step_report() is None
+    stream = engine.stream("Hello there", LONG)
+    next(stream)
+    assert engine.step_report() is not None
+    engine.pause()
+    assert engine.step_report() is None  # nothing hangs
+    engine.resume()
+    stream.close()
+    engine.check()
     assert engine.step_report() is None
 
 

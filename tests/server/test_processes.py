@@ -1,0 +1,212 @@
+"""A server's processes as an operator meets them: killed, hung, told to stop, more than one of a kind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ..engine.conftest import tiny_model as tiny_model
+
+LONG = {"prompt": "Rain", "max_tokens": 400, "ignore_eos": True, "stream": True, "temperature": 0}
+
+
+class Server:
+    """`sgjax serve` on a tiny model."""
+
+    def __init__(self, process: subprocess.Popen, url: str):
+        self.process = process
+        self.url = url
+        self.log: list[str] = []
+        threading.Thread(target=lambda: self.log.extend(process.stderr), daemon=True).start()  # type: ignore[arg-type]
+
+    def pids(self, kind: str) -> list[int]:
+        """The server's children of a kind: "engine_process" or "http_process"."""
+        root = self.process.pid
+        children = Path(f"/proc/{root}/task/{root}/children").read_text().split()
+        return [int(pid) for pid in children if kind in Path(f"/proc/{pid}/cmdline").read_text()]
+
+    def health(self) -> dict:
+        return httpx.get(self.url + "/health", timeout=10).json()
+
+    def complete(self, **fields: object) -> httpx.Response:
+        body = {"prompt": "a", "max_tokens": 2, "ignore_eos": True, **fields}
+        return httpx.post(self.url + "/v1/completions", json=body, timeout=120)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 120) -> float:
+    """Waits for a condition; the seconds that it took."""
+    started_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started_s < timeout_s, "it has not come about"
+        time.sleep(0.02)
+    return time.monotonic() - started_s
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_model: Path, embedded_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    sizes = "--max-total-tokens 4096 --max-running-requests 4 --chunked-prefill-size 128"
+    return [
+        *("serve", "--port", "0", "--model-path", str(tiny_model), "--tokenizer-path", str(embedded_model_path)),
+        *("--load-format", "dummy", "--skip-warmup", *sizes.split()),
+        *("--compile-cache-dir", str(tmp_path_factory.mktemp("compiled"))),
+    ]
+
+
+@contextlib.contextmanager
+def served(*flags: str) -> Iterator[Server]:
+    command = [sys.executable, "-m", "sgjax_server", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            yield Server(process, line.split(" at ")[1].split()[0])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+
+
+@contextlib.contextmanager
+def streaming(server: Server, **fields: object) -> Iterator[Iterator[str]]:
+    """A stream whose first event has come; then the rest of its lines."""
+    body = LONG | fields
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=120) as response:
+        lines = (line for line in response.iter_lines() if line)
+        assert next(lines).startswith("data: {")
+        yield lines
+
+
+def test_a_killed_engine_is_replaced_and_its_requests_hear_of_it(flags: list[str]):
+    with served(*flags) as server:
+        (engine,) = server.pids("engine_process")
+        with streaming(server) as lines:
+            os.kill(engine, signal.SIGKILL)
+            *_, error, _ = lines
+        assert until(lambda: server.health()["status"] != "ready") < 1
+        error = json.loads(error.removeprefix("data: "))["error"]
+        assert "SIGKILL" in error["message"]
+        assert error["code"] == "engine_failed"
+        refused = server.complete()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "restarting")
+        assert refused.headers["retry-after"]
+        until(lambda: server.health()["status"] == "ready")
+        assert server.complete().json()["usage"]["completion_tokens"] == 2
+        assert server.pids("engine_process") != [engine]
+        assert server.process.poll() is None
+
+
+def test_a_hung_engine_is_reported_with_its_batch_and_replaced(flags: list[str]):
+    with served(*flags, "--watchdog-timeout", "8") as server:
+        with streaming(server) as lines:  # so that everything is compiled, which may take longer
+            list(lines)
+        (engine,) = server.pids("engine_process")
+        with streaming(server, rid="the-one-at-work", n=64, max_tokens=None) as lines:
+            time.sleep(1.0)  # so that a beat tells of the step
+            os.kill(engine, signal.SIGSTOP)
+            *_, error, _ = lines
+        assert "has said nothing for" in json.loads(error.removeprefix("data: "))["error"]["message"]
+        until(lambda: any("has said nothing for" in line for line in server.log))
+        until(lambda: server.health()["status"] == "ready")
+        assert server.complete().status_code == 200
+        assert server.pids("engine_process") != [engine]
+    (report,) = [line for line in server.log if "has said nothing for" in line and "killed" not in line][:1]
+    assert re.search(r"decode step of \d+ tokens x \d+ rows x \d+ pages with the requests the-one-at-work", report)
+
+
+def test_told_to_stop_it_finishes_what_is_at_work(flags: list[str]):
+    with served(*flags) as server:
+        with streaming(server, max_tokens=300) as lines:
+            server.process.send_signal(signal.SIGTERM)
+            *_, last, done = lines
+        assert done == "data: [DONE]"
+        assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(30) == 0
+    assert not any("Traceback" in line for line in server.log)
+
+
+def test_a_second_signal_stops_at_once(flags: list[str]):
+    with served(*flags, "--drain-timeout", "100") as server, streaming(server, max_tokens=None):
+        children = server.pids("process")
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: any("another signal" in line for line in server.log))
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(10)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_a_killed_supervisor_takes_all_with_it(flags: list[str]):
+    with served(*flags) as server:
+        children = server.pids("process")
+        assert len(children) == 2
+        server.process.kill()
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 40)
+
+
+@pytest.fixture(scope="module")
+def pair(flags: list[str]) -> Iterator[Server]:
+    """A server with two HTTP processes."""
+    with served(*flags, "--http-workers", "2") as server:
+        yield server
+
+
+def test_several_http_processes(pair: Server):
+    assert len(pair.pids("http_process")) == 2
+
+    async def one(number: int) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=120) as client:  # a connection each, which either may take
+            body = {"prompt": f"Rain {number}", "max_tokens": 20, "ignore_eos": True, "stop": "zzz"}
+            return await client.post(pair.url + "/v1/completions", json=body)
+
+    async def many() -> list[httpx.Response]:
+        return await asyncio.gather(*map(one, range(24)))
+
+    assert [answer.json()["usage"]["completion_tokens"] for answer in asyncio.run(many())] == [20] * 24
+    with streaming(pair, rid="mine"):
+        for _ in range(8):  # whichever process takes it, the id is in use
+            assert pair.complete(rid="mine").json()["error"]["param"] == "rid"
+
+
+def test_a_client_that_goes_frees_its_pages(pair: Server):
+    with streaming(pair, max_tokens=None):
+        assert stats(pair)["num_running"] == 1
+    until(lambda: stats(pair)["num_running"] == 0)
+    state = stats(pair)
+    cache = state["cache"]
+    assert cache["num_free"] + cache["num_cached"] == cache["num_pages"]
+    assert cache["num_locked"] == state["num_integrity_failures"] == 0
+
+
+def test_a_lost_http_process_is_replaced_and_leaves_no_request_behind(pair: Server):
+    workers = pair.pids("http_process")
+    with contextlib.suppress(httpx.HTTPError), streaming(pair, max_tokens=None):
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+    until(lambda: len(pair.pids("http_process")) == 2 and not set(workers) & set(pair.pids("http_process")))
+    until(lambda: _serves(pair))
+    assert pair.complete().status_code == 200
+
+
+def _serves(server: Server) -> bool:
+    """Whether both HTTP processes do, and nothing is at work."""
+    with contextlib.suppress(httpx.HTTPError, KeyError):
+        return all(stats(server)["num_running"] == 0 for _ in range(8))
+    return False
+
+
+def stats(server: Server) -> dict:
+    return httpx.get(server.url + "/server_info", timeout=30).json()["internal_states"][0]
