@@ -1,7 +1,8 @@
-"""The dashboard asks for nothing that the page does not have."""
+"""The dashboard and the docs against the page: what they name is there, and what is there is named."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,10 +15,13 @@ from sgjax.cache.manager import CacheStats
 from sgjax.engine.batch import SchedulerCounters
 from sgjax.engine.info import EngineStats
 from sgjax.engine.metrics import EngineMetrics
+from sgjax.types import PromptParts, Receipt
 
 from .fakes import FakeEngine
 
-DASHBOARD = json.loads((Path(__file__).parents[2] / "server/deploy/grafana/sgjax.json").read_text())
+ROOT = Path(__file__).parents[2]
+DASHBOARD = json.loads((ROOT / "server/deploy/grafana/sgjax.json").read_text())
+DOCS = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
 STATS = EngineStats(
     num_running=1,
     num_waiting=2,
@@ -76,3 +80,21 @@ def test_panels_do_not_overlap_and_have_ids_of_their_own():
     assert len(cells) == len(set(cells))
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
+
+
+def test_docs_name_every_metric_and_its_labels(labels: dict[str, set[str]]):
+    told: dict[str, set[str]] = {}
+    for row in re.findall(r"^\| (`.*?) \|", DOCS.split("## Receipts")[0], re.MULTILINE):
+        for name, names in re.findall(r"`(\w+)(?:\{([\w,]+)\})?`", row):
+            told[name] = set(names.split(",")) if names else set()
+    found = {
+        re.sub("_(bucket|count|sum)$", "", name.removeprefix("sgjax:")): names - {"model_name", "pid", "le"}
+        for name, names in labels.items()
+    }
+    assert told == found
+
+
+def test_docs_name_every_field_of_a_receipt():
+    section = DOCS.split("## Receipts")[1].split("\n## ")[0]
+    fields = {field.name for kind in (Receipt, PromptParts) for field in dataclasses.fields(kind)}
+    assert fields <= set(re.findall(r"`(\w+)`", section))
