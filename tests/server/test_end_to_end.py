@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -18,47 +16,27 @@ import pytest
 
 import sgjax
 
-from ..serving import served
-
 PARIS = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
 
 
-@pytest.fixture(scope="module")
-def engine(embedded_model_path: Path) -> Iterator[sgjax.Engine]:
-    with sgjax.Engine(
-        str(embedded_model_path),
-        dtype="float32",  # in bfloat16 the first token is nearly a tie
-        context_length=1024,
-        max_running_requests=8,
-        max_total_tokens=4096,
-        chunked_prefill_size=128,
-        skip_warmup=True,
-    ) as engine:
-        yield engine
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
+
+
+@pytest.fixture
+def engine(embedded_engine: sgjax.Engine) -> sgjax.Engine:
+    return embedded_engine
+
+
+@pytest.fixture
+def url(embedded_url: str) -> str:
+    return embedded_url
 
 
 @pytest.fixture(scope="module")
-def url(engine: sgjax.Engine) -> Iterator[str]:
-    with served(engine) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=url + "/v1", api_key="unused", max_retries=0, timeout=300) as client:
+def client(embedded_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=embedded_url + "/v1", api_key="unused", max_retries=0, timeout=300) as client:
         yield client
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(engine: sgjax.Engine) -> Iterator[None]:
-    """After every test nothing runs any more, and every page is accounted for."""
-    yield
-    deadline = time.monotonic() + 10
-    while (stats := engine.stats()).num_running or stats.num_waiting:
-        assert time.monotonic() < deadline, "a request lives on"
-        time.sleep(0.02)
-    engine.check()
 
 
 def test_chat(client: openai.OpenAI):

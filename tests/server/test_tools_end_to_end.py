@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import jsonschema
 import openai
 import pytest
-
-import sgjax
-
-from ..serving import served
 
 PARAMETERS = {
     "type": "object",
@@ -33,20 +28,12 @@ ASK = [{"role": "user", "content": "What is the weather in Paris, in celsius, fo
 COMMON = {"model": "default", "messages": ASK, "temperature": 0, "max_tokens": 120}
 
 
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
+
+
 @pytest.fixture(scope="module")
-def client(embedded_model_path: Path) -> Iterator[openai.OpenAI]:
-    with (
-        sgjax.Engine(
-            str(embedded_model_path),
-            context_length=1024,
-            max_running_requests=4,
-            max_total_tokens=4096,
-            chunked_prefill_size=256,
-            skip_warmup=True,
-        ) as engine,
-        served(engine) as url,
-        openai.OpenAI(base_url=url + "/v1", api_key="unused", max_retries=0, timeout=300) as client,
-    ):
+def client(embedded_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=embedded_url + "/v1", api_key="unused", max_retries=0, timeout=300) as client:
         yield client
 
 

@@ -102,14 +102,13 @@ def _card(context: Context) -> dict[str, Any]:
 
 
 def _details(context: Context) -> dict[str, Any]:
-    config = context.engine.info.config
+    dtype = context.engine.info.config.dtype
     family = _family(context)
     return {
         "parent_model": "",
-        "format": config.load_format,
         "family": family,
         "families": [family],
-        "quantization_level": _WEIGHT_NAMES.get(config.dtype, config.dtype),
+        "quantization_level": _WEIGHT_NAMES.get(dtype, dtype),
     }
 
 
