@@ -37,13 +37,13 @@ class Usage:
         self._prompt = self._completion = self._cached = 0
 
     @classmethod
-    def of(cls, results: Iterable[Sequence[GenerateOutput]]) -> dict[str, Any]:
-        """The `usage` of finished requests."""
+    def of(cls, results: Iterable[Sequence[GenerateOutput]]) -> Usage:
+        """That of finished requests."""
         usage = cls()
         for sample in itertools.chain.from_iterable(results):
             if sample.receipt is not None:
                 usage.add(sample.index, sample.receipt)
-        return usage.as_dict()
+        return usage
 
     def add(self, index: int, receipt: Receipt) -> None:
         """Counts sample `index` of a request."""
@@ -59,6 +59,10 @@ class Usage:
             "total_tokens": self._prompt + self._completion,
             "prompt_tokens_details": {"cached_tokens": self._cached},
         }
+
+    def sglext(self, *, wanted: bool) -> dict[str, Any]:
+        """SGLang's `sglext`, for requests with `return_cached_tokens_details`; a stream's last chunks have it."""
+        return {"sglext": {"cached_tokens_details": {"device": self._cached}}} if wanted else {}
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprobs] | None, texts: TokenTexts) -> dict[str, Any] | None:

@@ -87,6 +87,29 @@ async def test_stream_of_a_batch(client):
     assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
 
 
+async def test_openais_client(url: str, engine: FakeEngine):
+    """All forms of prompts, samples, the prompt and its log-probabilities, whole and streamed."""
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        prompts: list = ["ab", ["a", "b"], [97, 98], [[97], [98]]]
+        for prompt in prompts:
+            answer = await client.completions.create(model="m", prompt=prompt, n=2, max_tokens=2, echo=True, logprobs=1)
+            texts = [choice.text for choice in answer.choices]
+            assert texts == (["abHe"] * 2 if prompt in ("ab", [97, 98]) else ["aHe", "aHe", "bHe", "bHe"])
+            assert answer.usage is not None
+            assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 2 * len(texts))
+            for choice in answer.choices:
+                assert choice.logprobs is not None
+                assert choice.logprobs.tokens == list(choice.text)
+                assert choice.logprobs.text_offset == list(range(len(choice.text)))
+            chunks = await client.completions.create(
+                model="m", prompt=prompt, n=2, max_tokens=2, echo=True, logprobs=1, stream=True
+            )
+            streamed = [""] * len(texts)
+            async for chunk in chunks:
+                streamed[chunk.choices[0].index] += chunk.choices[0].text
+            assert streamed == texts
+
+
 class Ranked(FakeEngine):
     """Sample i is `SCORES[i]` likely per token, and begins with i."""
 

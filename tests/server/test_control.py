@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -79,12 +81,13 @@ async def test_profile(client, engine: FakeEngine, method: str):
     assert engine.controls == [("start_profile", started["output_dir"]), ("stop_profile",)]
 
 
-async def test_profile_as_sglangs_load_generator_asks(client, engine: FakeEngine):
+async def test_profile_as_sglangs_load_generator_asks(client, engine: FakeEngine, tmp_path: Path):
     body = {"activities": ["CPU", "GPU"], "num_steps": None, "profile_by_stage": False, "profile_stages": None}
-    response = await client.post("/start_profile", json={**body, "output_dir": "/traces", "profile_prefix": None})
-    assert response.json() == {"success": True, "output_dir": "/traces"}
+    response = await client.post("/start_profile", json={**body, "output_dir": f"{tmp_path}/1", "profile_prefix": None})
+    assert response.json() == {"success": True, "output_dir": f"{tmp_path}/1"}
+    assert os.listdir(tmp_path) == ["1"]
     assert (await client.post("/stop_profile", json={})).status_code == 200
-    assert engine.controls == [("start_profile", "/traces"), ("stop_profile",)]
+    assert engine.controls == [("start_profile", f"{tmp_path}/1"), ("stop_profile",)]
 
 
 @pytest.mark.parametrize(
@@ -97,12 +100,16 @@ async def test_profile_as_sglangs_load_generator_asks(client, engine: FakeEngine
         ("/update_weights_from_disk", {"model_path": "/new", "load_format": "dummy"}, "load_format"),
         ("/update_weights_from_disk", {"model_path": "/new", "flush_cache": False}, "flush_cache"),
         ("/update_weights_from_disk", {"model_path": "/new", "manifest": {"a": 1}}, "manifest"),
+        ("/update_weights_from_disk", {"model_path": "\ud800"}, "model_path"),
+        ("/start_profile", {"output_dir": "/dev/null/traces"}, "output_dir"),
+        ("/start_profile", {"output_dir": "a\0b"}, "output_dir"),
         ("/start_profile", {"num_steps": 5}, "num_steps"),
         ("/start_profile", {"profile_by_stage": True}, "profile_by_stage"),
     ],
 )
 async def test_refused(client, engine: FakeEngine, path: str, body: dict, param: str):
-    response = await client.post(path, json=body)
+    headers = {"Content-Type": "application/json"}
+    response = await client.post(path, content=json.dumps(body), headers=headers)  # httpx refuses a lone surrogate
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
     assert (engine.controls, engine.aborted) == ([], [])
 

@@ -49,7 +49,9 @@ async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> 
         _choice(answer, context.token_texts) | receipt_fields(answer.receipt, wanted=body.return_receipt)
         for answer in answers
     ]
-    return json_response({**head, "object": "chat.completion", "choices": choices, "usage": usage.as_dict()})
+    sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
+    head["object"] = "chat.completion"
+    return json_response({**head, "choices": choices, "usage": usage.as_dict(), **sglext})
 
 
 def _turn(body: ChatCompletionRequest, context: Context) -> ChatTurn:
@@ -101,10 +103,12 @@ async def _events(
     async for event in call.events(context.stream_interval):
         choice = _chunk_choice(event, is_first=event.index not in begun, texts=context.token_texts)
         begun.add(event.index)
+        sglext = {}
         if isinstance(event, Ended) and event.receipt is not None:
             usage.add(event.index, event.receipt)
             choice |= receipt_fields(event.receipt, wanted=body.return_receipt)
-        yield sse.event({**head, "choices": [choice]})
+            sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
+        yield sse.event({**head, "choices": [choice], **sglext})
     if body.include_usage:
         yield sse.event({**head, "choices": [], "usage": usage.as_dict()})
 

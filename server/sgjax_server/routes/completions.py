@@ -39,7 +39,9 @@ async def completions(body: CompletionRequest, context: ContextDep) -> Response:
     best = [_likeliest(samples, body.num_choices) for samples in results] if body.is_ranked else results
     answers = [(sample, echo) for samples, echo in zip(best, echoes, strict=True) for sample in samples]
     choices = [_choice(sample, echo, index, body, context) for index, (sample, echo) in enumerate(answers)]
-    return json_response({**head, "choices": choices, "usage": Usage.of(results)})
+    usage = Usage.of(results)
+    sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
+    return json_response({**head, "choices": choices, "usage": usage.as_dict(), **sglext})
 
 
 async def _prompts(body: CompletionRequest, context: Context) -> list[tuple[str, list[int]]]:
@@ -113,9 +115,11 @@ async def _events(
             **finish_fields(delta.finish),
             **receipt_fields(delta.receipt, wanted=body.return_receipt),
         }
+        sglext = {}
         if delta.receipt is not None:
             usage.add(delta.index, delta.receipt)
-        yield sse.event({**head, "choices": [choice]})
+            sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
+        yield sse.event({**head, "choices": [choice], **sglext})
     if body.include_usage:
         yield sse.event({**head, "choices": [], "usage": usage.as_dict()})
 

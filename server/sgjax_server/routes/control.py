@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from typing import Any
 
@@ -88,9 +89,7 @@ async def update_weights_from_disk(body: UpdateWeightsRequest, context: ContextD
 @router.post("/start_profile")
 async def start_profile(context: ContextDep, body: ProfileRequest | None = None) -> dict[str, Any]:
     """Begins a `jax.profiler` trace, in a new folder of its own unless `output_dir` names one."""
-    output_dir = body.output_dir if body is not None else None
-    if output_dir is None:
-        output_dir = await asyncio.to_thread(tempfile.mkdtemp, prefix="sgjax-profile-")
+    output_dir = await asyncio.to_thread(_folder, body.output_dir if body is not None else None)
     await context.engine.start_profile(output_dir)
     return {"success": True, "output_dir": output_dir}
 
@@ -101,6 +100,17 @@ async def stop_profile(context: ContextDep) -> dict[str, Any]:
     """Ends the trace and writes it."""
     await context.engine.stop_profile()
     return {"success": True}
+
+
+def _folder(path: str | None) -> str:
+    """The folder, made where it is not there. Raises RequestError: before a trace that could not be written."""
+    if path is None:
+        return tempfile.mkdtemp(prefix="sgjax-profile-")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise RequestError("output_dir", str(error)) from None
+    return path
 
 
 async def _abort_all(engine: ServedEngine) -> None:

@@ -25,6 +25,9 @@ def _encodable(text: str) -> str:
     return text
 
 
+UnicodeText = Annotated[str, AfterValidator(_encodable)]
+"""A text that an answer may repeat."""
+
 RequestId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_encodable)]
 """A request's id from the client, echoed in the answer."""
 

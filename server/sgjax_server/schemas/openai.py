@@ -86,6 +86,7 @@ class _GenerationRequest(GrammarFields):
     cache_salt: str | None = None
     priority: int | None = None
     return_receipt: bool = False
+    return_cached_tokens_details: bool | None = None
 
     @property
     def param_names(self) -> Mapping[str, str]:

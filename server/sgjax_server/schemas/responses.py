@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticSerializationError, to_json
 
 from sgjax.types import RequestError, SamplingParams
 from sgjax_server.chat.tools import Tool, ToolChoice
@@ -119,6 +120,7 @@ class ResponsesRequest(ApiModel):
         "max_new_tokens": "max_output_tokens",
         "top_logprobs_num": "top_logprobs",
         "json_schema": "text",
+        "text": "input",
     }
 
     model: str = "default"
@@ -155,6 +157,11 @@ class ResponsesRequest(ApiModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        for name in ("input", "instructions", "metadata", "tools", "text"):  # which the response repeats
+            try:
+                to_json(getattr(self, name))
+            except PydanticSerializationError:
+                raise RequestError(name, "is not valid Unicode") from None
         if self.background and self.stream:
             raise RequestError("background", "cannot be streamed: ask for the response by its id")
         if self.background and self.store is False:

@@ -291,10 +291,17 @@ ITEM = {"role": "user", "content": "hi"}
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"reasoning": {"effort": "huge"}}, "reasoning"),
         ({"metadata": {"a": 1}}, "metadata"),
+        ({"input": "\ud800"}, "input"),
+        ({"input": [{"id": "\ud800", "role": "user", "content": "a"}]}, "input"),
+        ({"instructions": "\ud800"}, "instructions"),
+        ({"metadata": {"a": "\ud800"}}, "metadata"),
+        ({"text": {"format": {"type": "json_schema", "name": "\ud800", "schema": {}}}}, "text"),
+        ({"tools": [{"type": "function", "name": "a", "description": "\ud800"}]}, "tools"),
     ],
 )
 async def test_refused(client, engine: FakeEngine, fields: dict, param: str):
-    response = await client.post(URL, json={"input": "hi", **fields})
+    content = json.dumps({"input": "hi", **fields})  # httpx refuses a lone surrogate
+    response = await client.post(URL, content=content, headers={"Content-Type": "application/json"})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
     assert {request.rid for request in engine.submitted} == set(engine.aborted)
