@@ -35,21 +35,23 @@ def _may_see_texts(config: ServerConfig, request: Request) -> bool:
     """Whether this client is shown how the prompts and answers of all clients begin.
 
     With "auto": where there is an admin key, whoever brings it; else only a browser on this very machine. That the
-    request names this machine keeps out web pages whose own name was made to lead here.
+    request names this machine keeps out web pages whose own name was made to lead here; other sites' pages may be let
+    in by CORS, but not to this.
     """
     if config.live_view != "auto":
         return config.live_view == "full"
     if config.admin_api_key is not None:
         return presents_admin_key(config, request.scope)
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
     is_direct = not any(name in request.headers for name in _FORWARDED)
-    named = urlsplit(f"//{request.headers.get('host', '')}").hostname
-    return is_direct and _is_loopback(config.host) and named is not None and _is_loopback(named)
+    is_ours = origin is None or urlsplit(origin).netloc == host
+    return is_direct and is_ours and _is_loopback(config.host) and _is_loopback(urlsplit(f"//{host}").hostname)
 
 
-def _is_loopback(host: str) -> bool:
+def _is_loopback(host: str | None) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False
