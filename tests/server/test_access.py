@@ -101,6 +101,7 @@ async def test_every_route_with_the_tag_needs_the_admin_key(engine: FakeEngine):
         ({"Origin": "https://a.example"}, 200),
         ({"Origin": "https://b.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[]"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),  # an image's address
         ({"Sec-Fetch-Site": "same-site"}, 403),  # another port of this machine
     ],

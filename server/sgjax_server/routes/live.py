@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 
@@ -44,14 +43,19 @@ def _may_see_texts(config: ServerConfig, request: Request) -> bool:
         return presents_admin_key(config, request.scope)
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     is_direct = not any(name in request.headers for name in _FORWARDED)
-    is_ours = origin is None or urlsplit(origin).netloc == host
-    return is_direct and is_ours and _is_loopback(config.host) and _is_loopback(urlsplit(f"//{host}").hostname)
+    is_ours = origin is None or origin.partition("://")[2] == host
+    return is_direct and is_ours and _is_loopback(config.host) and _is_loopback(_without_port(host))
 
 
-def _is_loopback(host: str | None) -> bool:
+def _without_port(host: str) -> str:
+    """Of "[::1]:30000", "::1"."""
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
+def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host or "").is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
