@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
 import httpx
+import ollama
+import openai
 import pytest
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
@@ -11,14 +18,15 @@ from sgjax_server.middleware.access import OPEN_PATHS
 
 from sgjax.config import ConfigError
 
+from ..serving import served_app
+from .conftest import client_of
 from .fakes import FakeEngine
 
 CONTROL = ["/flush_cache", "/server_info", "/get_server_info"]
 
 
 def _client(engine: FakeEngine, **settings) -> httpx.AsyncClient:
-    app = create_app(EngineHost(engine), ServerConfig(**settings))  # type: ignore[arg-type]
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    return client_of(engine, ServerConfig(**settings))
 
 
 def _bearer(key: str) -> dict[str, str]:
@@ -140,6 +148,34 @@ async def test_shape_of_a_refusal(engine: FakeEngine, path: str, shape: dict):
     message = answer["error"].pop("message") if shape else answer.pop("error")
     assert "Bearer" in message
     assert answer == shape
+
+
+@pytest.fixture
+def guarded_url(engine: FakeEngine) -> Iterator[str]:
+    app = create_app(EngineHost(engine), ServerConfig(api_key="secret"))  # type: ignore[arg-type]
+    with served_app(app) as url:
+        yield url
+
+
+def _refused(key: str, error: type[Exception]) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if key == "secret" else pytest.raises(error, match="valid key")
+
+
+@pytest.mark.parametrize("key", ["secret", "wrong"])
+def test_clients_of_each_api(guarded_url: str, key: str):
+    """They bring the key in their own ways, and understand the refusal."""
+    hello: Any = [{"role": "user", "content": "hi"}]
+    with (
+        openai.OpenAI(base_url=guarded_url + "/v1", api_key=key) as openai_client,
+        anthropic.Anthropic(base_url=guarded_url, api_key=key) as anthropic_client,
+        ollama.Client(guarded_url, headers={"Authorization": f"Bearer {key}"}) as ollama_client,
+    ):
+        with _refused(key, openai.AuthenticationError):
+            openai_client.chat.completions.create(model="m", messages=hello)
+        with _refused(key, anthropic.AuthenticationError):
+            anthropic_client.messages.create(model="m", messages=hello, max_tokens=4)
+        with _refused(key, ollama.ResponseError):
+            ollama_client.chat(model="m", messages=hello)
 
 
 def test_keys_from_the_environment(monkeypatch):

@@ -13,6 +13,7 @@ from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 
+from .conftest import client_of
 from .fakes import FakeEngine
 
 JSON = {"Content-Type": "application/json"}
@@ -23,8 +24,7 @@ def _app(engine: FakeEngine, **settings):
 
 
 def _client(engine: FakeEngine, **settings) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(_app(engine, **settings), raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return client_of(engine, ServerConfig(**settings))
 
 
 @functools.cache

@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
-from sgjax_server.host import EngineHost
 from sgjax_server.logs import JsonFormatter, TextFormatter, set_up_logging
 
+from .conftest import client_of
 from .fakes import FakeEngine
 
 LOGGER = logging.getLogger("sgjax_server.middleware.request_log")
@@ -43,8 +42,7 @@ def lines() -> Iterator[_Lines]:
 
 
 def _client(engine: FakeEngine, **settings) -> httpx.AsyncClient:
-    app = create_app(EngineHost(engine), ServerConfig(**settings))  # type: ignore[arg-type]
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    return client_of(engine, ServerConfig(**settings))
 
 
 async def test_off_unless_asked_for(engine: FakeEngine, lines: _Lines):

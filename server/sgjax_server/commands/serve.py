@@ -76,7 +76,8 @@ def _ready_line(listener: socket.socket, config: ServerConfig, model_name: str, 
     # Greedy: at temperature 1 a model as small as the embedded one answers with noise as often as not.
     body = json.dumps({"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
     name = config.served_model_name or model_name
+    key = " -H 'Authorization: Bearer KEY'" if config.api_key else ""
     return (
         f"sgjax serves {name} at {url} after {seconds:.1f} s. Try: "
-        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
     )
