@@ -132,6 +132,20 @@ def test_pod_has_no_rights():
     assert pod["automountServiceAccountToken"] is False
 
 
+def test_requests_at_work_may_finish():
+    """Whoever stops the server waits for longer than it drains, and than the pod takes to leave its Service."""
+    drain_s = ServerConfig().drain_timeout
+    pod = _deployment()
+    (container,) = pod["containers"]
+    command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert pod["terminationGracePeriodSeconds"] >= int(seconds) + drain_s + 10
+    for service in _compose()["services"].values():
+        assert int(service["stop_grace_period"].removesuffix("s")) >= drain_s + 10
+    (stop_s,) = re.findall(r"^TimeoutStopSec=(\d+)$", _unit(), re.MULTILINE)
+    assert int(stop_s) >= drain_s + 10
+
+
 def test_pod_serves_and_is_probed():
     (container,) = _deployment()["containers"]
     served = _served(container["args"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -203,31 +204,45 @@ class _PushedHandle:
             yield delta
 
 
-async def test_a_slow_reader_gets_fewer_and_larger_pieces():
-    """What it lags behind waits as one merged delta, beside what the socket has taken, and not as one event a token."""
-    engine = _PushingEngine()
-    config = ServerConfig()
-    server = uvicorn.Server(uvicorn_options(config, _app(engine), port=0, timeout_graceful_shutdown=1))
+@contextlib.asynccontextmanager
+async def _slow_stream(app: FastAPI) -> AsyncIterator[socket.socket]:
+    """A connection that has asked for a stream, and takes next to nothing until somebody reads it."""
+    server = uvicorn.Server(uvicorn_options(app.state.config, app, port=0, timeout_graceful_shutdown=1))
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.connect(("127.0.0.1", server.servers[0].sockets[0].getsockname()[1]))
-    client.sendall(_post("/v1/completions", {"prompt": "a", "stream": True}))
-    async with asyncio.timeout(30):
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.servers[0].sockets[0].getsockname()[1]))
+        client.sendall(_post("/v1/completions", {"prompt": "a", "stream": True}))
+        yield client
+    server.should_exit = True
+    await serving
+
+
+async def test_a_slow_reader_gets_fewer_and_larger_pieces():
+    """What it lags behind waits as one merged delta, beside what the socket has taken, and not as one event a token."""
+    engine = _PushingEngine()
+    async with _slow_stream(_app(engine)) as client, asyncio.timeout(30):
         await engine.has_ended.wait()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)
         reader, writer = await asyncio.open_connection(sock=client, limit=2**24)
         received = await reader.read()
-    writer.close()
-    server.should_exit = True
-    await serving
+        writer.close()
     events = [line for line in received.split(b"\n") if line.startswith(b"data: {")]
     texts = [json.loads(event.removeprefix(b"data: "))["choices"][0]["text"] for event in events]
     assert "".join(texts) == engine.PIECE * engine.NUM_TOKENS
     assert len(events) < engine.NUM_TOKENS * 0.75
     assert max(map(len, texts)) > len("".join(texts)) / 4  # all that came while the socket was full
+
+
+async def test_who_reads_nothing_holds_nothing_when_time_is_up():
+    app = _app(_PushingEngine(), request_timeout_s=1)
+    async with _slow_stream(app), asyncio.timeout(30):
+        while not app.state.in_flight.num_tokens:
+            await asyncio.sleep(0.01)
+        while app.state.in_flight.num_tokens:
+            await asyncio.sleep(0.01)
 
 
 def _post(path: str, body: dict) -> bytes:
