@@ -16,13 +16,14 @@ from sgjax_server.chat.turn import (
     ToolArguments,
     ToolCallStarted,
 )
+from sgjax_server.schemas.anthropic import MessagesRequest
 
 
-def message(rid: str, model: str, answer: ChatAnswer, *, shows_thinking: bool) -> dict[str, Any]:
-    """A whole message."""
+def message(rid: str, model: str, answer: ChatAnswer, request: MessagesRequest) -> dict[str, Any]:
+    """A whole message, the answer to a request."""
     assert answer.finish is not None
     content = []
-    if answer.reasoning and shows_thinking:
+    if answer.reasoning and request.shows_thinking:
         content.append({**_EMPTY_BLOCKS["thinking"], "thinking": answer.reasoning})
     if answer.text:
         content.append({**_EMPTY_BLOCKS["text"], "text": answer.text})
@@ -33,7 +34,7 @@ def message(rid: str, model: str, answer: ChatAnswer, *, shows_thinking: bool) -
     return {
         **_head(rid, model),
         "content": content,
-        **_stop_fields(answer.finish, len(answer.tool_calls)),
+        **_stop_fields(answer.finish, len(answer.tool_calls), answer.receipt, request),
         "usage": _usage(answer.receipt),
     }
 
@@ -41,8 +42,8 @@ def message(rid: str, model: str, answer: ChatAnswer, *, shows_thinking: bool) -
 class MessageEvents:
     """Writes the stream of one message, whose blocks come one after the other."""
 
-    def __init__(self, *, shows_thinking: bool):
-        self._shows_thinking = shows_thinking
+    def __init__(self, request: MessagesRequest):
+        self._request = request
         self._index = -1
         self._open: str | None = None
 
@@ -59,7 +60,7 @@ class MessageEvents:
             case TextDelta(text=text):
                 yield from self._piece("text", {"type": "text_delta", "text": text})
             case ReasoningDelta(text=text):
-                if self._shows_thinking:
+                if self._request.shows_thinking:
                     yield from self._piece("thinking", {"type": "thinking_delta", "thinking": text})
             case ToolCallStarted(id=id, name=name):
                 yield from self._begin("tool_use", {"type": "tool_use", "id": id, "name": name, "input": {}})
@@ -67,7 +68,8 @@ class MessageEvents:
                 yield self._delta({"type": "input_json_delta", "partial_json": text})
             case Ended(finish=finish, num_tool_calls=num_tool_calls, receipt=receipt):
                 yield from self._end_block()
-                yield _event("message_delta", delta=_stop_fields(finish, num_tool_calls), usage=_usage(receipt))
+                delta = _stop_fields(finish, num_tool_calls, receipt, self._request)
+                yield _event("message_delta", delta=delta, usage=_usage(receipt))
                 yield _event("message_stop")
 
     def _piece(self, kind: str, delta: dict[str, Any]) -> Iterator[bytes]:
@@ -106,10 +108,14 @@ def _head(rid: str, model: str) -> dict[str, Any]:
     return {"id": rid, "type": "message", "role": "assistant", "model": model}
 
 
-def _stop_fields(finish: FinishReason, num_tool_calls: int) -> dict[str, Any]:
+def _stop_fields(
+    finish: FinishReason, num_tool_calls: int, receipt: Receipt | None, request: MessagesRequest
+) -> dict[str, Any]:
     """An answer that was ended on the way is incomplete, which clients know as "max_tokens"."""
     sequence = finish.matched if isinstance(finish.matched, str) else None
-    if finish.kind != "stop":
+    if finish.kind == "length" and receipt is not None and receipt.completion_tokens < request.max_tokens:
+        reason = "model_context_window_exceeded"
+    elif finish.kind != "stop":
         reason = "max_tokens"
     elif num_tool_calls:
         reason = "tool_use"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive
 
 from sgjax.errors import EngineError, QueueFull
-from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError
+from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError, SamplingParams
 from sgjax_server.errors import ClientGone
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ async def encode_chat(engine: ServedEngine, messages: Sequence[Mapping[str, Any]
     if len(str(messages)) + len(str(options)) <= _INLINE_CHARS:
         return engine.tokenizer.encode_chat(messages, **options)
     return await asyncio.to_thread(engine.tokenizer.encode_chat, messages, **options)
+
+
+def within_context(sampling: SamplingParams, num_prompt_tokens: int, context_length: int) -> SamplingParams:
+    """Asks for no more than the context has room for: some APIs' clients have to name a limit, and name a large one."""
+    wanted = sampling.max_new_tokens
+    if wanted is None or num_prompt_tokens + wanted <= context_length:
+        return sampling
+    return dataclasses.replace(sampling, max_new_tokens=None)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,6 @@ from typing import Any
 import anthropic
 import pytest
 
-from sgjax.types import FinishReason
-
 from .fakes import FakeEngine, FakeTokenizer
 
 WEATHER: dict[str, Any] = {
@@ -192,9 +190,8 @@ async def test_count_tokens_with_tools(client, engine: FakeEngine):
 
 async def test_call_that_is_cut(client, engine: FakeEngine):
     """A part of the arguments is no input."""
-    engine._reply = lambda request: CALL.partition("ris")[0]
-    engine.end = FinishReason("length")
-    body = (await client.post("/v1/messages", json=ASK)).json()
+    engine._reply = lambda request: CALL
+    body = (await client.post("/v1/messages", json={**ASK, "max_tokens": CALL.index("ris")})).json()
     assert body["stop_reason"] == "max_tokens"
     assert body["content"][0]["input"] == {"INVALID_JSON": '{"city": "Pa'}
 

@@ -111,9 +111,11 @@ async def test_options_reach_the_engine(client, engine: FakeEngine):
 
 
 async def test_num_predict_without_a_limit(client, engine: FakeEngine):
-    for number in (-1, -2, 0):
-        await client.post("/api/generate", json={"prompt": "a", "options": {"num_predict": number}})
-    assert [request.sampling.max_new_tokens for request in engine.submitted] == [None] * 3
+    for number in (-1, -2, 0, 5000):
+        for raw in (False, True):
+            body = {"prompt": "a", "raw": raw, "options": {"num_predict": number}}
+            assert (await client.post("/api/generate", json=body)).status_code == 200
+    assert [request.sampling.max_new_tokens for request in engine.submitted] == [None] * 8
 
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}}
@@ -182,7 +184,7 @@ BAD = [
     ("/api/chat", {"messages": [{"role": "user", "content": "hi", "images": ["aGk="]}]}, "images"),
     ("/api/chat", {"messages": [{"role": "user", "content": "x" * 2000}]}, "messages"),
     ("/api/chat", {"messages": HELLO, "options": {"temperature": -1}}, "options.temperature"),
-    ("/api/chat", {"messages": HELLO, "options": {"num_predict": 5000}}, "options.num_predict"),
+    ("/api/chat", {"messages": HELLO, "options": {"num_predict": 2**31}}, "options.num_predict"),
     ("/api/chat", {"messages": HELLO, "options": {"mirostat": 2}}, "mirostat"),
     ("/api/chat", {"messages": HELLO, "options": {"repeat_penalty": 0}}, "options.repeat_penalty"),
     ("/api/chat", {"messages": HELLO, "format": "xml"}, "format"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import Receive
 
 from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError, SamplingParams
-from sgjax_server.calls import Call, encode_chat, finished, started
+from sgjax_server.calls import Call, encode_chat, finished, started, within_context
 from sgjax_server.chat.constraint import Constraint, constrain
 from sgjax_server.chat.events import ChatAnswer as ChatAnswer
 from sgjax_server.chat.events import ChatEvent as ChatEvent
@@ -45,6 +45,7 @@ class ChatTurn:
       template_options: of the chat template: `chat_template_kwargs`, `continue_final_message`, `add_generation_prompt`.
       separate_reasoning: give what the model thinks as reasoning; otherwise it stays in the text, markers included.
       stream_reasoning: give it while it comes, instead of in one piece when it is over.
+      clip_to_context: end where the context ends if `sampling` allows for more tokens, which is refused otherwise.
     """
 
     rid: str
@@ -56,6 +57,7 @@ class ChatTurn:
     template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     separate_reasoning: bool = True
     stream_reasoning: bool = True
+    clip_to_context: bool = False
     return_logprob: bool = False
     top_logprobs_num: int = 0
     priority: int = 0
@@ -100,7 +102,10 @@ async def start_turn(turn: ChatTurn, context: Context) -> ChatCall:
         continues=bool(turn.template_options.get("continue_final_message")),
     )
     choice = turn.tool_choice if tools else None
-    constraint = constrain(turn.sampling, thinks, tools, choice, written, parallel=turn.parallel_tool_calls)
+    sampling = turn.sampling
+    if turn.clip_to_context:
+        sampling = within_context(sampling, len(input_ids), context.engine.info.context_length)
+    constraint = constrain(sampling, thinks, tools, choice, written, parallel=turn.parallel_tool_calls)
     sampling, formats = _reading(turn, constraint, written, model)
     request = Request(
         rid=turn.rid,

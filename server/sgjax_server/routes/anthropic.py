@@ -23,13 +23,13 @@ router = APIRouter(prefix="/v1/messages", tags=["anthropic"])
 async def messages(body: MessagesRequest, context: ContextDep) -> Response:
     rid = f"msg_{uuid.uuid4().hex}"
     with fields_named(body.PARAM_NAMES):
-        turn = ChatTurn(rid=rid, sampling=body.sampling(context.sampling_defaults), **body.turn_fields())
+        sampling = body.sampling(context.sampling_defaults)
+        turn = ChatTurn(rid=rid, sampling=sampling, clip_to_context=True, **body.turn_fields())
         call = await start_turn(turn, context)
     if body.stream:
-        events = _events(call, rid, context, shows_thinking=body.shows_thinking)
-        return sse.EventStream(events, call.close, sse.ANTHROPIC)
+        return sse.EventStream(_events(call, rid, body, context), call.close, sse.ANTHROPIC)
     (answer,) = await call.answers(context.receive)
-    return json_response(message(rid, context.model_name, answer, shows_thinking=body.shows_thinking))
+    return json_response(message(rid, context.model_name, answer, body))
 
 
 @router.post("/count_tokens")
@@ -40,8 +40,8 @@ async def count_tokens(body: CountTokensRequest, context: ContextDep) -> dict[st
         return {"input_tokens": len(await encode_turn(turn, context))}
 
 
-async def _events(call: ChatCall, rid: str, context: Context, *, shows_thinking: bool) -> AsyncIterator[bytes]:
-    form = MessageEvents(shows_thinking=shows_thinking)
+async def _events(call: ChatCall, rid: str, body: MessagesRequest, context: Context) -> AsyncIterator[bytes]:
+    form = MessageEvents(body)
     for encoded in form.start(rid, context.model_name, len(call.input_ids)):
         yield encoded
     async for event in call.events(context.stream_interval):

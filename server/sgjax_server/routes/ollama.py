@@ -10,7 +10,7 @@ from fastapi import Response
 
 from sgjax.types import Request, RequestError
 from sgjax_server import sse
-from sgjax_server.calls import Call, encode, fields_named, started
+from sgjax_server.calls import Call, encode, fields_named, started, within_context
 from sgjax_server.chat.reader import SampleReader
 from sgjax_server.chat.turn import ChatCall, ChatTurn, start_turn
 from sgjax_server.ollama_format import AnswerFormat, chat_piece, generate_piece
@@ -47,6 +47,7 @@ async def _start(body: ChatRequest | GenerateRequest, context: Context) -> ChatC
         turn = ChatTurn(
             rid=_new_id(),
             sampling=body.sampling(context.sampling_defaults),
+            clip_to_context=True,
             return_logprob=body.logprobs,
             top_logprobs_num=body.top_logprobs,
             **body.turn_fields(),
@@ -58,10 +59,11 @@ async def _start_raw(body: GenerateRequest, context: Context) -> ChatCall:
     """The prompt as it is, and the output too."""
     with fields_named(body.PARAM_NAMES):
         (input_ids,) = await encode(context.engine, [body.prompt])
+        sampling = body.sampling(context.sampling_defaults)
         request = Request(
             rid=_new_id(),
             input_ids=tuple(input_ids),
-            sampling=body.sampling(context.sampling_defaults),
+            sampling=within_context(sampling, len(input_ids), context.engine.info.context_length),
             return_logprob=body.logprobs,
             top_logprobs_num=body.top_logprobs,
         )
