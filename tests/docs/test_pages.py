@@ -55,6 +55,12 @@ def test_routes() -> None:
     assert paths <= set(re.findall(r"`(/[a-z_/0-9]+)`", table))
 
 
+def test_routes_of_each_api() -> None:
+    table = section("apis.md", "Routes")
+    app = create_app(EngineHost(None), ServerConfig())  # type: ignore[arg-type]
+    assert set(app.openapi()["paths"]) == set(re.findall(r"`(/[^`]+)`", table.partition("\n\n`/docs`")[0]))
+
+
 def test_keywords_of_schemas() -> None:
     rows = [row for row in section("structured_output.md", "JSON Schema").splitlines() if row.startswith("| `")]
     refused = {word for row in rows if "refused, unless" in row for word in re.findall(r"`(\$?\w+)`", row)}
