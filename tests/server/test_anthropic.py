@@ -156,6 +156,15 @@ def test_output_by_a_schema(sdk: anthropic.Anthropic, engine: FakeEngine):
     assert json.loads(request.sampling.json_schema or "")["properties"].keys() == {"name"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_schema_that_is_refused(client, engine: FakeEngine, stream: bool):
+    engine.bad_grammar = '{"type": "nonsense"}'
+    output = {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}
+    response = await client.post(URL, json={**ASK, "output_config": output, "stream": stream})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("output_config")
+
+
 async def test_conversation(client, engine: FakeEngine):
     """Blocks of text are lines of one message, and so are neighbours of one role."""
     messages = [

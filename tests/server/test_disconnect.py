@@ -66,3 +66,14 @@ async def test_neighbours_go_on(url: str, engine: FakeEngine):
         bad = await client.post(url + "/v1/completions", json={"prompt": "a", "top_p": 7})
         assert bad.status_code == 400
         assert (await good).json()["choices"][0]["text"] == "Hello world"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/api/chat"])
+async def test_leaving_other_apis(url: str, engine: FakeEngine, path: str):
+    engine.stuck = True
+    body = {"max_tokens": 9} if path == "/v1/messages" else {}
+    body |= {"messages": [{"role": "user", "content": "a"}], "stream": True}
+    async with httpx.AsyncClient() as client, client.stream("POST", url + path, json=body) as response:
+        assert await anext(response.aiter_lines())
+        assert engine.aborted == []
+    assert await _aborted(engine, 1) == [request.rid for request in engine.submitted]

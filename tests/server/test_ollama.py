@@ -128,6 +128,14 @@ async def test_format(client, engine: FakeEngine, format: Any, schema: Any):
     assert (None if given is None else json.loads(given)) == schema
 
 
+async def test_format_that_is_refused(client, engine: FakeEngine):
+    """Before the stream begins."""
+    engine.bad_grammar = '{"type": "nonsense"}'
+    response = await client.post("/api/chat", json={"messages": HELLO, "format": {"type": "nonsense"}})
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("format")
+
+
 def test_log_probabilities(sdk: ollama.Client):
     answer = sdk.chat(model="fake", messages=HELLO, options={"num_predict": 1}, logprobs=True, top_logprobs=2)
     (token,) = answer.logprobs or []
