@@ -61,17 +61,18 @@ class ServerProcess:
         """Waits for the end of work in the background, such as compiling; returns the seconds waited."""
         start = time.monotonic()
         while True:
-            cpu, since = self._cpu_s(), time.monotonic()
+            cpu, since = self.cpu_s(), time.monotonic()
             time.sleep(IDLE_S)
-            if self._cpu_s() - cpu < IDLE_SHARE * (time.monotonic() - since):
+            if self.cpu_s() - cpu < IDLE_SHARE * (time.monotonic() - since):
                 return time.monotonic() - start - IDLE_S
             if since - start > START_TIMEOUT_S:
                 raise LoadError(f"the server is still busy after {START_TIMEOUT_S:.0f} s without requests")
 
-    def _cpu_s(self) -> float:
-        """Processor time of the process so far (Linux)."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def cpu_s(self, kind: str = "sgjax_server") -> float:
+        """Processor time so far of the server's processes whose command line has `kind` in it (Linux)."""
+        root = self._process.pid
+        pids = [str(root), *Path(f"/proc/{root}/task/{root}/children").read_text().split()]
+        return sum(_cpu_s(pid) for pid in pids if kind in Path(f"/proc/{pid}/cmdline").read_text())
 
     def _stop(self) -> None:
         self._process.terminate()
@@ -80,6 +81,11 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _cpu_s(pid: str) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _free_port() -> int:
