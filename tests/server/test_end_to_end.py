@@ -13,6 +13,7 @@ import httpx
 import openai
 import pydantic
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import sgjax
 
@@ -220,6 +221,25 @@ def test_native_route(url: str):
     answer = httpx.post(url + "/generate", json=body, timeout=300).json()
     assert answer["text"] == " Paris."
     assert answer["meta_info"]["finish_reason"] == {"type": "length", "length": 2}
+
+
+def test_metrics_grow_by_what_receipts_say(url: str):
+    def read() -> dict[str, float]:
+        families = text_string_to_metric_families(httpx.get(url + "/metrics").text)
+        return {sample.name: sample.value for family in families for sample in family.samples}
+
+    before = read()
+    body = {"text": ["The capital of France is", "One, two,"], "sampling_params": {"max_new_tokens": 4, "n": 2}}
+    answers = httpx.post(url + "/generate", json=body, timeout=300).json()
+    receipts = [answer["meta_info"]["receipt"] for answer in answers]
+    after = read()
+    for name in ("prompt", "cached"):
+        grown = after[f"sgjax:{name}_tokens_total"] - before[f"sgjax:{name}_tokens_total"]
+        assert grown == sum(receipt[f"{name}_tokens"] for receipt in receipts)
+    grown = after["sgjax:generation_tokens_total"] - before["sgjax:generation_tokens_total"]
+    assert grown == sum(receipt["completion_tokens"] for receipt in receipts)
+    assert after["sgjax:engine_up"] == 1
+    assert after["sgjax:late_compile_events_total"] == 0
 
 
 async def test_leaving_frees_the_pages(url: str, engine: sgjax.Engine):
