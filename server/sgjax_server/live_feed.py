@@ -30,7 +30,8 @@ class LiveFeed:
         self._interval_s = interval_s
         self._num_watchers = 0
         self._producer: asyncio.Task[None] | None = None
-        self._next: asyncio.Future[_Frame] | None = None
+        self._next: asyncio.Future[_Frame | None] | None = None
+        self._is_closed = False
 
     def watch(self, *, with_texts: bool) -> sse.EventStream:
         """A stream of snapshots, of which a slow client misses some. It ends with an error when the engine fails.
@@ -41,6 +42,13 @@ class LiveFeed:
         self._num_watchers += 1
         return sse.EventStream(self._events(with_texts), self._leave)
 
+    def close(self) -> None:
+        """Ends all streams, also those that come later: a server that stops does not wait for who only watches."""
+        self._is_closed = True
+        if self._producer is not None and self._next is not None:
+            self._producer.cancel()
+            self._next.set_result(None)
+
     def _leave(self) -> None:
         self._num_watchers -= 1
         if self._num_watchers == 0 and self._producer is not None:
@@ -48,17 +56,18 @@ class LiveFeed:
             self._producer = None
 
     async def _events(self, with_texts: bool) -> AsyncIterator[bytes]:
-        while True:
+        while not self._is_closed:
             frame = await asyncio.shield(self._next_frame())  # one who goes must not cancel it for the others
-            yield frame.encoded(with_texts)
+            if frame is not None:
+                yield frame.encoded(with_texts)
 
-    def _next_frame(self) -> asyncio.Future[_Frame]:
+    def _next_frame(self) -> asyncio.Future[_Frame | None]:
         if self._producer is None or self._next is None:
             self._next = asyncio.get_running_loop().create_future()
             self._producer = asyncio.create_task(self._produce(self._next))
         return self._next
 
-    async def _produce(self, next_frame: asyncio.Future[_Frame]) -> None:
+    async def _produce(self, next_frame: asyncio.Future[_Frame | None]) -> None:
         try:
             while True:
                 engine = self._host.engine

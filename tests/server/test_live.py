@@ -172,3 +172,15 @@ async def test_an_engine_that_fails_ends_the_stream_with_an_error(engine: FakeEn
     again = Watcher(feed)
     assert b"num_running" in await again.events.get()
     await again.leave()
+
+
+async def test_a_server_that_stops_does_not_wait_for_who_watches(engine: FakeEngine):
+    feed = LiveFeed(EngineHost(engine), interval_s=3600)  # type: ignore[arg-type]
+    watchers = [Watcher(feed), Watcher(feed)]
+    for watcher in watchers:
+        await watcher.events.get()
+    feed.close()
+    late = Watcher(feed)
+    for watcher in (*watchers, late):
+        assert await watcher.events.get() == b"data: [DONE]\n\n"
+        await watcher.leave()

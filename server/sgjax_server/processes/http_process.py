@@ -48,8 +48,8 @@ class HttpProcess:
         self._host = EngineHost()
         self._engine: EngineClient | None = None
         self._tokenizer: tuple[str, Tokenizer] | None = None
-        app: FastAPI = create_app(self._host, launch.config)
-        self._server = _Server(uvicorn_options(launch.config, app))
+        self._app: FastAPI = create_app(self._host, launch.config)
+        self._server = _Server(uvicorn_options(launch.config, self._app))
 
     async def run(self) -> None:
         obeying = asyncio.create_task(self._obey_supervisor())
@@ -61,6 +61,7 @@ class HttpProcess:
 
     def _stop(self, _: asyncio.Task) -> None:
         self._server.should_exit = True
+        self._app.state.live.close()
 
     async def _obey_supervisor(self) -> None:
         """Follows the supervisor's lines, until one says stop or they end."""
