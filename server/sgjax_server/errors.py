@@ -168,8 +168,15 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     if param is None:
         return ApiError(400, f"the body: {first['msg']}")
     lines = [
-        f"{'.'.join(str(part) for part in finding['loc'][1:])}: {finding['msg']}"
+        f"{'.'.join(str(part) for part in finding['loc'][1:])}: {_reason(finding)}"
         for finding in findings
         if len(finding["loc"]) > 1 and str(finding["loc"][1]) == param
     ]
     return ApiError(400, "; ".join(lines[:4]), param=param)
+
+
+def _reason(finding: Mapping[str, Any]) -> str:
+    """Pydantic's, but for a kind of object that is not known: it calls that a tag."""
+    if finding["type"] == "union_tag_invalid":
+        return f"{finding['ctx']['tag']!r} is not supported, only {finding['ctx']['expected_tags']}"
+    return finding["msg"]

@@ -205,7 +205,7 @@ BAD = [
     ({"max_tokens": -1}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "robot", "content": "hi"}]}, "messages.0"),
-    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "image"),
+    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "'image' is not supported, only 'text', 'tool_result'"),
     (
         {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
         "tool_use",
