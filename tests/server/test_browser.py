@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +140,24 @@ def test_an_answer_that_follows_a_schema(page: Page):
     schema = '{"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}'
     set_field(page, "response_format", schema)
     assert ask(page, "The capital of France?").replace(" ", "") == '{"city":"Paris"}'
+
+
+def test_copied_as_curl(page: Page):
+    page.run("navigator.clipboard.writeText = async (text) => { window.copied = text }")
+    set_field(page, "seed", "7")
+    set_field(page, "system", "It's short.")
+    page.run("document.querySelector('#prompt').focus()")
+    page.type("Isn't it?")
+    page.run("document.querySelector('#copy-curl').click()")
+    page.wait_for("document.querySelector('#copy-curl').innerText === 'Copied'")
+    command = page.run("window.copied")
+    assert KEY not in command
+    curl, address, *options = shlex.split(command.replace("\\\n", ""))
+    assert (curl, address.partition("/v1")[2]) == ("curl", "/chat/completions")
+    assert "Authorization: Bearer $SGJAX_API_KEY" in options
+    body = json.loads(options[-1])
+    assert [message["content"] for message in body["messages"]] == ["It's short.", "Isn't it?"]
+    assert (body["seed"], body["stream"]) == (7, True)
 
 
 def test_a_receipt_says_all_when_it_is_opened(page: Page):

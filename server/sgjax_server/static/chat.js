@@ -1,6 +1,7 @@
 // The conversation: what was said, and asking for the next answer.
 
 import { ApiError, events, hasKey, request } from "/static/api.js";
+import { copyFrom, flash } from "/static/clipboard.js";
 import { curl } from "/static/curl.js";
 import { byId, element } from "/static/format.js";
 import * as settings from "/static/settings.js";
@@ -91,25 +92,18 @@ function setRunning(controller) {
   byId("send").hidden = controller !== null;
 }
 
-async function copyCurl() {
+/** The request that "Send" would send, or the last one where nothing is written. */
+function copyCurl() {
   settings.clearErrors();
   const next = prompt.value.trim();
-  const history = next ? [...messages, { role: "user", content: next }] : messages.slice(0, lastQuestion() + 1);
+  const last = messages.findLastIndex(({ role }) => role === "user");
+  const history = next ? [...messages, { role: "user", content: next }] : messages.slice(0, last + 1);
   try {
-    const text = curl(PATH, bodyFor(history), { withKey: hasKey() });
-    await navigator.clipboard.writeText(text);
-    flash(byId("copy-curl"), "Copied");
+    copyFrom(byId("copy-curl"), curl(PATH, bodyFor(history), { withKey: hasKey() }));
   } catch (error) {
-    flash(byId("copy-curl"), settings.showError(error.param, error.message) ? "Not yet" : "No clipboard here");
+    settings.showError(error.param, error.message);
+    flash(byId("copy-curl"), "Not yet");
   }
-}
-
-const lastQuestion = () => messages.findLastIndex(({ role }) => role === "user");
-
-function flash(button, text) {
-  const label = button.textContent;
-  button.textContent = text;
-  setTimeout(() => (button.textContent = label), 1500);
 }
 
 /** Wires up the page. */

@@ -134,7 +134,8 @@ export class TreeView {
   /** Says more of the node under the pointer, or of the one with the focus. */
   #describe(id = this.root.contains(document.activeElement) ? this.#focused : null) {
     const node = this.#known.get(id);
-    const hint = "Point at a node, or walk with the arrow keys: who shares it, how often it was found, when last.";
+    const hidden = this.#snapshot?.withTexts ? "" : " Texts are hidden here; the admin key may show them.";
+    const hint = `Point at a node, or walk with the arrow keys: who shares it, how often it was found, when last.${hidden}`;
     byId("tree-detail").textContent = node ? describe(node) + (node.text ? `: “${visible(node.text)} …”` : "") : hint;
   }
 

@@ -1,5 +1,6 @@
 // What one turn of the conversation looks like. Nothing here knows of requests.
 
+import { copyFrom } from "/static/clipboard.js";
 import { element } from "/static/format.js";
 import { receiptOf } from "/static/receipt.js";
 
@@ -89,7 +90,7 @@ export class AnswerTurn {
     if (stopped) this.tools.append(element("span", {}, "stopped"));
     if (finish === "length") this.tools.append(element("span", {}, "cut at its limit"));
     this.tools.append(element("span", { class: "grow" }));
-    if (this.content) this.tools.append(button("Copy", () => navigator.clipboard.writeText(this.content)));
+    if (this.content) this.tools.append(button("Copy", (event) => copyFrom(event.target, this.content)));
     this.tools.append(button(error && !this.content ? "Try again" : "Regenerate", this.onRegenerate));
     this.node.dispatchEvent(new Event("grown", { bubbles: true }));
   }
