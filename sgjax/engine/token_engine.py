@@ -206,7 +206,7 @@ class TokenEngine:
         runner = self._core.runner
         try:
             loaded = load_model(self.config.replace(model_path=model_path, load_format="auto"))
-        except (CheckpointError, ModelError, ConfigError) as error:
+        except (CheckpointError, ModelError, ConfigError, OSError) as error:
             raise RequestError("model_path", str(error)) from None
         if loaded.config != runner.model.config:
             raise RequestError("model_path", f"{model_path} is not of the architecture and sizes that are served")

@@ -95,8 +95,9 @@ def test_pause_new_weights_and_continue(client: httpx.Client, embedded_engine: s
     generated = _post(client, "/generate", text=LONG, sampling_params=GREEDY)
     assert generated["meta_info"]["weight_version"] == "v2"
     assert generated["meta_info"]["cached_tokens"] == 0
-    missing = client.post("/update_weights_from_disk", json={"model_path": "/nowhere"})
-    assert (missing.status_code, missing.json()["success"]) == (400, False)
+    for bad in ("/nowhere", "/etc", "x" * 300):
+        refused = client.post("/update_weights_from_disk", json={"model_path": bad})
+        assert (refused.status_code, refused.json()["success"]) == (400, False)
     assert client.get("/get_weight_version").json() == {"weight_version": "v2"}
     _post(client, "/update_weights_from_disk", model_path=path, weight_version="default")
 
