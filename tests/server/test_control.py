@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from sgjax.types import RequestError
 
 from .fakes import FakeEngine
 
@@ -79,6 +82,16 @@ async def test_profile(client, engine: FakeEngine, method: str):
     os.rmdir(started["output_dir"])
     assert (await client.request(method, "/stop_profile")).json() == {"success": True}
     assert engine.controls == [("start_profile", started["output_dir"]), ("stop_profile",)]
+
+
+async def test_refused_profile_leaves_no_folder(client, engine: FakeEngine, monkeypatch, tmp_path: Path):
+    async def refuse(output_dir: str) -> None:
+        raise RequestError("output_dir", "a trace is running")
+
+    monkeypatch.setattr(engine, "start_profile", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert (await client.post("/start_profile")).status_code == 400
+    assert os.listdir(tmp_path) == []
 
 
 async def test_profile_as_sglangs_load_generator_asks(client, engine: FakeEngine, tmp_path: Path):

@@ -89,8 +89,14 @@ async def update_weights_from_disk(body: UpdateWeightsRequest, context: ContextD
 @router.post("/start_profile")
 async def start_profile(context: ContextDep, body: ProfileRequest | None = None) -> dict[str, Any]:
     """Begins a `jax.profiler` trace, in a new folder of its own unless `output_dir` names one."""
-    output_dir = await asyncio.to_thread(_folder, body.output_dir if body is not None else None)
-    await context.engine.start_profile(output_dir)
+    given = body.output_dir if body is not None else None
+    output_dir = await asyncio.to_thread(_folder, given)
+    try:
+        await context.engine.start_profile(output_dir)
+    except RequestError:
+        if given is None:
+            await asyncio.to_thread(os.rmdir, output_dir)
+        raise
     return {"success": True, "output_dir": output_dir}
 
 
