@@ -12,6 +12,12 @@ from sgjax.types import RequestError
 
 _NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 
+# Keywords beside `properties` that say, or may say, which others there are.
+_OPENING = frozenset(
+    {"additionalProperties", "patternProperties", "unevaluatedProperties", "$ref", "allOf", "anyOf", "oneOf"}
+    | {"if", "dependentSchemas", "dependencies", "propertyNames"}
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tool:
@@ -36,16 +42,38 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The schema of the arguments, which are an object."""
+        """The schema that arguments are made to follow: an object, with the arguments that are named and no others."""
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
-        return {"type": "object", **self.parameters}
+        return _closed({"type": "object", **self.parameters})
 
     def for_template(self) -> dict[str, Any]:
         """In OpenAI's form, which chat templates read."""
         parameters = self.parameters if self.parameters is not None else {"type": "object", "properties": {}}
         function = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": function}
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects have no properties but the named ones, where it leaves that open.
+
+    Most authors of tools mean that, and a small model that may invent arguments invents them without end. Objects that
+    are put together from several schemas stay open, since closed ones would exclude each other.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    for key in ("properties", "$defs", "definitions"):
+        if isinstance(schema.get(key), dict):
+            closed[key] = {name: _closed(member) for name, member in schema[key].items()}
+    if "items" in schema:
+        closed["items"] = _closed(schema["items"])
+    if "properties" in schema:
+        if not schema.keys() & _OPENING:
+            closed["additionalProperties"] = False
+    elif isinstance(schema.get("anyOf"), list):
+        closed["anyOf"] = [_closed(member) for member in schema["anyOf"]]
+    return closed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .test_parsers import joined
 
 URL = "/v1/chat/completions"
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+CLOSED = {**PARAMETERS, "additionalProperties": False}
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "W", "parameters": PARAMETERS}}
 STRICT = {"type": "function", "function": {"name": "get_time", "parameters": PARAMETERS, "strict": True}}
 HELLO: list[Any] = [{"role": "user", "content": "hi"}]
@@ -155,9 +156,26 @@ async def test_required(client, engine: FakeEngine):
         '<tool_call>\n{"name": "get_weather", "arguments": ',
         '<tool_call>\n{"name": "get_time", "arguments": ',
     ]
-    assert calls["tags"][0]["content"] == {"type": "json_schema", "json_schema": PARAMETERS}
+    assert calls["tags"][0]["content"] == {"type": "json_schema", "json_schema": CLOSED}
     await client.post(URL, json={**BODY, **fields, "parallel_tool_calls": False})
     assert grammar(engine)["stop_after_first"] is True
+
+
+def test_arguments_that_are_not_named_are_not_written():
+    """Unless the schema says something of them, or is put together from several."""
+
+    def schema(parameters: dict | None) -> dict:
+        return Tool(name="f", parameters=parameters).schema
+
+    closed = {"additionalProperties": False}
+    assert schema(None) == {"type": "object", "properties": {}, **closed}
+    assert schema({}) == {"type": "object"}
+    assert schema({"properties": {"a": {}}}) == {"type": "object", "properties": {"a": {}}, **closed}
+    nested = {"items": {"anyOf": [PARAMETERS, {"type": "null"}]}}
+    assert schema({"properties": {"a": nested}})["properties"]["a"] == {"items": {"anyOf": [CLOSED, {"type": "null"}]}}
+    assert schema({"$defs": {"A": PARAMETERS}})["$defs"]["A"] == CLOSED
+    for more in ({"additionalProperties": True}, {"patternProperties": {"^x": {}}}, {"allOf": [PARAMETERS]}):
+        assert schema({**PARAMETERS, **more}) == {**PARAMETERS, **more}
 
 
 async def test_named(client, engine: FakeEngine):
@@ -172,7 +190,7 @@ async def test_strict(client, engine: FakeEngine):
     await client.post(URL, json={**BODY, "tools": [WEATHER, STRICT]})
     free = grammar(engine)
     assert (free["type"], free["triggers"], free["stop_after_first"]) == ("triggered_tags", ["<tool_call>"], False)
-    assert [tag["content"]["json_schema"] for tag in free["tags"]] == [{"type": "object"}, PARAMETERS]
+    assert [tag["content"]["json_schema"] for tag in free["tags"]] == [{"type": "object"}, CLOSED]
 
 
 async def test_one_call_at_most(client, engine: FakeEngine):
