@@ -36,7 +36,7 @@ async def test_a_token_is_generated(client, engine: FakeEngine):
 
 @pytest.fixture
 async def impatient(engine: FakeEngine):
-    app = create_app(EngineHost(engine), ServerConfig(health_generate_timeout_s=0.02))  # type: ignore[arg-type]
+    app = create_app(EngineHost(engine), ServerConfig(health_generate_timeout_s=0.2))  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
 

@@ -124,7 +124,7 @@ async def test_background_fails(client, engine: FakeEngine):
 
 async def test_background_has_a_time_limit(engine: FakeEngine):
     engine.stuck = True
-    async with client_of(engine, ServerConfig(request_timeout_s=0.05)) as client:
+    async with client_of(engine, ServerConfig(request_timeout_s=1.0)) as client:
         response = await _ended(client, (await _create(client, background=True))["id"])
     assert response["status"] == "failed"
     assert await _aborted(engine) == [engine.submitted[0].rid]
