@@ -19,6 +19,7 @@ from sgjax.sampling_params import check_text
 
 MAX_TOP_LOGPROBS = 32
 MAX_LOGPROB_TOKENS = 128
+MAX_PRIORITY = 2**31
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Request:
         for name in ("logprob_start_len", "top_logprobs_num", "priority"):
             if type(getattr(self, name)) is not int:
                 raise RequestError(name, f"must be an integer, not {getattr(self, name)!r}")
+        if abs(self.priority) > MAX_PRIORITY:
+            raise RequestError("priority", f"must lie in [-{MAX_PRIORITY}, {MAX_PRIORITY}]")
         if any(type(token) is not int for token in self.token_ids_logprob):
             raise RequestError("token_ids_logprob", "every item must be an integer")
         for name in ("rid", "extra_key"):

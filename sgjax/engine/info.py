@@ -9,6 +9,7 @@ from sgjax.cache.manager import CacheStats
 from sgjax.cache.snapshot import TreeSnapshot
 from sgjax.config import EngineConfig
 from sgjax.engine.batch import SchedulerCounters
+from sgjax.types import Request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,17 @@ class EngineInfo:
     kv_cache_bytes: int
     startup_s: float
     device: str
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Tokens that the whole KV pool holds."""
+        return self.num_pages * self.config.page_size
+
+    def validate(self, request: Request) -> None:
+        """Raises RequestError for a request that this engine could never run."""
+        request.validate(
+            vocab_size=self.vocab_size, context_length=self.context_length, max_total_tokens=self.max_total_tokens
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,8 +43,6 @@ class TokenEngine:
         self._grammars = built.grammars
         self._metrics = built.metrics
         self._eos_token_ids = built.tokenizer.eos_token_ids
-        # A sequence that outgrew the whole pool could never be finished.
-        self._max_total_tokens = built.num_pages * built.config.page_size
         self._rng = np.random.default_rng(self.config.random_seed)
         self._loop = EngineLoop(built.core, sink, max_queued=self.config.max_queued_requests)
         # Also when nobody closes it: threads at work in native code while the interpreter ends would abort the process.
@@ -68,11 +66,7 @@ class TokenEngine:
           QueueFull: too many are waiting.
           EngineError: the engine has failed or is closed.
         """
-        request.validate(
-            vocab_size=self.info.vocab_size,
-            context_length=self.info.context_length,
-            max_total_tokens=self._max_total_tokens,
-        )
+        self.info.validate(request)
         spec = request.sampling.grammar
         self._loop.submit(
             request,
@@ -95,7 +89,8 @@ class TokenEngine:
                 index,
                 seed=seed + index,
                 stop_ids=stop_ids,
-                context_length=min(self.info.context_length, self._max_total_tokens),
+                # A sequence that outgrew the whole pool could never be finished.
+                context_length=min(self.info.context_length, self.info.max_total_tokens),
                 arrival_s=arrival_s,
             )
             for index in range(sampling.n)

@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
+import safetensors.numpy
 
 import sgjax
+from sgjax.models.registry import build, read_config
+from sgjax.models.spec import declare
 
 TINY = {
     "architectures": ["LlamaForCausalLM"],
@@ -26,6 +31,18 @@ TINY = {
     "torch_dtype": "float32",
     "eos_token_id": 2,
 }
+
+
+def write_checkpoint(folder: Path, seed: int) -> str:
+    """A folder with random tensors of the tiny model's shapes."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY))
+    _, specs = declare(build(read_config(TINY, "auto")))
+    rng = np.random.default_rng(seed)
+    parts = [part for spec in jax.tree.leaves(specs) for part in spec.parts]
+    tensors = {part.name: rng.normal(0, 0.3, part.checkpoint_shape).astype(np.float32) for part in parts}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-import safetensors.numpy
 
 import sgjax
-from sgjax.models.registry import build, read_config
-from sgjax.models.spec import declare
 from sgjax.types import RequestError
 
-from .conftest import TINY
+from .conftest import write_checkpoint
 
 LONG = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0}
 
@@ -65,18 +59,6 @@ def test_a_pause_that_aborts_ends_all_and_lets_new_ones_wait(engine: sgjax.Engin
     assert engine.stats().num_waiting == 1
     engine.resume()
     assert [delta.finish for delta in waiting][-1].kind == "length"
-
-
-def write_checkpoint(folder: Path, seed: int) -> str:
-    """A folder with random tensors of the tiny model's shapes."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(TINY))
-    _, specs = declare(build(read_config(TINY, "auto")))
-    rng = np.random.default_rng(seed)
-    parts = [part for spec in jax.tree.leaves(specs) for part in spec.parts]
-    tensors = {part.name: rng.normal(0, 0.3, part.checkpoint_shape).astype(np.float32) for part in parts}
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    return str(folder)
 
 
 def test_new_weights_serve_without_a_restart(engine: sgjax.Engine, tmp_path: Path):

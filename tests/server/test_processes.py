@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from ..engine.conftest import tiny_model as tiny_model
+from ..engine.conftest import write_checkpoint
 from .processes import Server, served, stats, streaming, tiny_flags, until
 
 
@@ -24,8 +25,10 @@ def flags(tiny_model: Path, embedded_model_path: Path, tmp_path_factory: pytest.
     return tiny_flags(tiny_model, embedded_model_path, tmp_path_factory.mktemp("compiled"))
 
 
-def test_a_killed_engine_is_replaced_and_its_requests_hear_of_it(flags: list[str]):
+def test_a_killed_engine_is_replaced_and_its_requests_hear_of_it(flags: list[str], tmp_path: Path):
     with served(*flags) as server:
+        weights = {"model_path": write_checkpoint(tmp_path / "new", seed=1), "weight_version": "two"}
+        assert httpx.post(server.url + "/update_weights_from_disk", json=weights, timeout=60).json()["success"]
         (engine,) = server.pids("engine_process")
         with streaming(server) as lines:
             os.kill(engine, signal.SIGKILL)
@@ -39,6 +42,7 @@ def test_a_killed_engine_is_replaced_and_its_requests_hear_of_it(flags: list[str
         assert refused.headers["retry-after"]
         until(lambda: server.health()["status"] == "ready")
         assert server.complete().json()["usage"]["completion_tokens"] == 2
+        assert stats(server)["weight_version"] == "two"  # not those that the first engine began with
         assert server.pids("engine_process") != [engine]
         assert server.process.poll() is None
 

@@ -63,6 +63,7 @@ class EngineClient:
     # --- requests ---------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> RequestHandle:
+        self.info.validate(request)  # the engine would say the same, later
         handle = RequestHandle(request, self._loop if self._is_in_loop else None)
         register = self._outputs.open(handle)
         if self._is_in_loop:

@@ -26,6 +26,7 @@ from sgjax_server.processes.lines import (
     Ready,
     Rejected,
     ReportPipe,
+    Weights,
     decode_launch_engine,
     decode_to_engine,
 )
@@ -101,9 +102,10 @@ class Outbox:
 class EngineServer:
     """Does what messages ask of an engine."""
 
-    def __init__(self, engine: TokenEngine, outbox: Outbox):
+    def __init__(self, engine: TokenEngine, outbox: Outbox, reports: ReportPipe):
         self._engine = engine
         self._outbox = outbox
+        self._reports = reports
         self._controls = ThreadPoolExecutor(4, "sgjax-control")  # they wait for a step, or for a checkpoint
 
     def handle(self, message: Submit | Abort | Call) -> None:
@@ -132,6 +134,8 @@ class EngineServer:
         try:
             result = getattr(self._engine, call.method)(*call.arguments)
             reply.result = msgspec.Raw(messages.encode(result))
+            if call.method == "update_weights":
+                self._reports.send(Weights(call.arguments[0], result))
         except Exception as error:
             if not isinstance(error, (RequestError, EngineError)):
                 _logger.exception("%s failed", call.method)
@@ -149,7 +153,8 @@ def main() -> None:
     reports = ReportPipe()
     launch = decode_launch_engine(sys.stdin.readline())
     set_up_logging(launch.log_level, launch.log_format)
-    beating = _Heart(reports)
+    heart = _Heart(reports)
+    supervised = _Supervised()
     context = zmq.Context()
     inbox = context.socket(zmq.PULL)
     inbox.set_hwm(0)
@@ -157,9 +162,8 @@ def main() -> None:
     workers = range(launch.num_workers)
     outbox = Outbox(context, [messages.worker_endpoint(launch.folder, launch.generation, i) for i in workers])
     engine = _make_engine(launch, outbox, reports)
-    server = EngineServer(engine, outbox)
-    threading.Thread(target=_obey_supervisor, args=(server,), name="sgjax-supervised", daemon=True).start()
-    beating.engine = engine
+    supervised.server = server = EngineServer(engine, outbox, reports)
+    heart.engine = engine
     reports.send(Ready(engine.info))
     poller = zmq.Poller()
     poller.register(inbox, zmq.POLLIN)
@@ -177,7 +181,10 @@ def _make_engine(launch: LaunchEngine, outbox: Outbox, reports: ReportPipe) -> T
         from sgjax.engine.build import build_core
         from sgjax.engine.token_engine import TokenEngine
 
-        return TokenEngine(build_core(launch.config, lambda *stage: reports.send(Loading(*stage))), outbox)
+        engine = TokenEngine(build_core(launch.config, lambda *stage: reports.send(Loading(*stage))), outbox)
+        if launch.weights is not None:
+            engine.update_weights(launch.weights.model_path, launch.weights.weight_version)
+        return engine
     except BaseException as error:
         explain(error)
         message = str(error) if isinstance(error, (ValueError, ConfigError)) else f"{type(error).__name__}: {error}"
@@ -201,11 +208,19 @@ class _Heart:
             pause.wait(BEAT_S)
 
 
-def _obey_supervisor(server: EngineServer) -> None:
+class _Supervised:
     """Reads the supervisor's lines. When they end, so does this process: nobody is left to serve."""
-    for line in sys.stdin:
-        server.forget_worker(decode_to_engine(line).worker)
-    _exit(0)
+
+    def __init__(self) -> None:
+        self.server: EngineServer | None = None
+        threading.Thread(target=self._obey, name="sgjax-supervised", daemon=True).start()
+
+    def _obey(self) -> None:
+        for line in sys.stdin:
+            lost = decode_to_engine(line)
+            if self.server is not None:  # else there are no requests yet
+                self.server.forget_worker(lost.worker)
+        _exit(0)
 
 
 def _exit(status: int) -> None:

@@ -17,6 +17,13 @@ from sgjax_server.config import LogFormat, LogLevel, ServerConfig
 # --- to children ----------------------------------------------------------------------------------------------
 
 
+class Weights(msgspec.Struct, tag=True):
+    """From the engine: other weights serve now. A later engine starts with them."""
+
+    model_path: str
+    weight_version: str
+
+
 class LaunchEngine(msgspec.Struct, tag=True):
     """The engine's first line. `folder`: for sockets. `generation`: how many engines there were before."""
 
@@ -26,6 +33,7 @@ class LaunchEngine(msgspec.Struct, tag=True):
     folder: str
     generation: int
     num_workers: int
+    weights: Weights | None = None
 
 
 class LaunchHttp(msgspec.Struct, tag=True):
@@ -100,7 +108,7 @@ decode_launch_engine = msgspec.json.Decoder(LaunchEngine).decode
 decode_launch_http = msgspec.json.Decoder(LaunchHttp).decode
 decode_to_http = msgspec.json.Decoder(EngineState | Drain).decode
 decode_to_engine = msgspec.json.Decoder(WorkerLost).decode
-decode_from_engine = msgspec.json.Decoder(Loading | Ready | Beat | Rejected | Fault).decode
+decode_from_engine = msgspec.json.Decoder(Loading | Ready | Beat | Weights | Rejected | Fault).decode
 decode_from_http = msgspec.json.Decoder(Serving).decode
 
 

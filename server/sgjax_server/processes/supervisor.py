@@ -28,6 +28,7 @@ from sgjax_server.processes.lines import (
     Loading,
     Ready,
     Rejected,
+    Weights,
     WorkerLost,
     decode_from_engine,
     decode_from_http,
@@ -71,10 +72,6 @@ class Child:
         if not self._stdin.is_closing():
             self._stdin.write(encode_line(message))
 
-    def let_end(self) -> None:
-        """Ends what is told; the process ends when it notices."""
-        self._stdin.close()
-
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
@@ -114,6 +111,7 @@ class Supervisor:
         self._serving: set[int] = set()
         self._stopping = asyncio.Event()
         self._exit_status = 0
+        self._weights: Weights | None = None
 
     async def run(self) -> int:
         """Serves until a signal, or until there is no use in going on; gives the exit status."""
@@ -128,8 +126,8 @@ class Supervisor:
             for worker in self._workers.values():
                 worker.tell(Drain())
             await asyncio.gather(*workers)  # each ends within the time that draining may take
-            if self._engine is not None:
-                self._engine.let_end()
+            if self._engine is not None:  # it has nothing to finish, and may be in the middle of loading
+                self._engine.kill()
             await engine
         finally:
             for child in (*self._workers.values(), *([self._engine] if self._engine else ())):
@@ -183,7 +181,13 @@ class Supervisor:
     def _launch_engine(self, generation: int) -> LaunchEngine:
         config = self._config
         return LaunchEngine(
-            self._engine_config, config.log_level, config.log_format, self._folder, generation, config.http_workers
+            self._engine_config,
+            config.log_level,
+            config.log_format,
+            self._folder,
+            generation,
+            config.http_workers,
+            self._weights,
         )
 
     async def _follow_engine(self, engine: Child, life: EngineLife, generation: int) -> None:
@@ -200,6 +204,8 @@ class Supervisor:
                             self._tell_workers(EngineState("loading", generation, stage, fraction))
                     case Ready(info):
                         self._tell_workers(EngineState("ready", generation, info=info))
+                    case Weights():
+                        self._weights = report
         finally:
             watching.cancel()
 
@@ -271,7 +277,7 @@ class EngineLife:
         self._heard_s = time.monotonic()
         self._beat: Beat | None = None
 
-    def note(self, report: Loading | Ready | Beat | Rejected | Fault) -> None:
+    def note(self, report: Loading | Ready | Beat | Weights | Rejected | Fault) -> None:
         self._heard_s = time.monotonic()
         match report:
             case Ready():
