@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -24,10 +25,14 @@ def write(s, word="Hi", **options):
 
 
 def interrupted(after_s: float, action: Callable[[], Any]) -> None:
-    """Ctrl-C comes during the action, or during the wait behind it."""
-    threading.Timer(after_s, _thread.interrupt_main).start()
-    action()
-    time.sleep(10)
+    """Ctrl-C comes during the action, or during the wait behind it; also where it is ignored, as under nohup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(after_s, _thread.interrupt_main).start()
+        action()
+        time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
