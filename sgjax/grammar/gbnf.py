@@ -11,6 +11,7 @@ from llguidance.gbnf_to_lark import (
     RepetitionNode,
     RuleNode,
     RuleRefNode,
+    SequenceNode,
     is_lark_syntax,
     resolve,
 )
@@ -37,6 +38,8 @@ def to_lark(text: str) -> str:
     try:
         rules = GrammarParser().parse(_ESCAPE.sub(_decoded, text))
         resolve(rules)
+        for rule in rules.values():
+            _group_repeated(rule)
         _check_ends(rules)
         return _write(rules)
     except RecursionError:
@@ -56,6 +59,14 @@ def _write(rules: dict[str, RuleNode]) -> str:
         lines.append("start: START")
     lines += [str(rule) for rule in sorted(rules.values(), key=lambda rule: rule.order)]
     return "\n".join(lines) + "\n"
+
+
+def _group_repeated(node: ASTNode) -> None:
+    """`("a"*)*` keeps its parentheses; the library would write `"a"**`, which is no Lark."""
+    if isinstance(node, RepetitionNode) and isinstance(node.node, RepetitionNode):
+        node.node = SequenceNode([node.node])
+    for part in node.children():
+        _group_repeated(part)
 
 
 def _decoded(escape: re.Match[str]) -> str:

@@ -19,6 +19,7 @@ from sgjax.grammar.schema_path import SchemaError, child, quoted
 from sgjax.grammar.schema_values import FORMATS, PLAIN, text
 
 MAX_DEPTH = 128  # levels of schemas within schemas, references included: beyond 1000 llguidance overflows the stack
+MAX_NESTED = 120  # brackets around a schema: llguidance reads no JSON that is nested deeper than 128
 MAX_SUBSCHEMAS = 20_000
 MAX_OPTIONAL = 450  # optional properties of an object: llguidance keeps 4 items for each, and at most 2000
 
@@ -121,6 +122,8 @@ class _Rewriter:
         self._num_schemas += 1
         if self._depth >= MAX_DEPTH:
             raise SchemaError(path, f"too complex: more than {MAX_DEPTH} levels of schemas")
+        if path.count("/") > MAX_NESTED:
+            raise SchemaError(path, f"too complex: more than {MAX_NESTED} brackets, one in another")
         if self._num_schemas > MAX_SUBSCHEMAS:
             raise SchemaError(path, f"too complex: more than {MAX_SUBSCHEMAS} schemas")
         self._depth += 1

@@ -14,6 +14,7 @@ TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 MAX_EXACT = 2**53
 MAX_COUNT = 10_000  # llguidance lays out an array's items one by one
 MAX_LEN = 1_000_000
+MAX_MULTIPLE = 100_000  # of multipleOf's digits without zeros at the end: the automaton has a state for each remainder
 MAX_DIGITS = 15  # of a number's decimal spelling; a double holds them exactly
 # Those that llguidance enforces; JSON Schema 2020-12 calls formats annotations, and so are all others.
 FORMATS = frozenset({"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"})
@@ -69,7 +70,10 @@ def multiple(value: Any, path: str) -> int | float:
         raise SchemaError(path, f"must be above 0, not {quoted(value)}")
     if value > 2**31:
         raise SchemaError(path, f"not supported above 2**31: {quoted(value)}")
-    return _exact(value, path)
+    value = _exact(value, path)
+    if int(repr(value).replace(".", "").rstrip("0")) > MAX_MULTIPLE:
+        raise SchemaError(path, f"{value} is too complex; at most {MAX_MULTIPLE} in digits, without zeros at the end")
+    return value
 
 
 def _exact(value: int | float, path: str) -> int | float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 import llguidance
@@ -12,11 +13,13 @@ from sgjax.grammar import gbnf, structural_tag
 from sgjax.grammar.messages import plain_message
 from sgjax.grammar.schema import Rewritten, rewrite
 from sgjax.grammar.schema_errors import locate
-from sgjax.grammar.schema_path import SchemaError
+from sgjax.grammar.schema_path import SchemaError, child
 from sgjax.grammar.whitespace import with_options
 from sgjax.sampling_params import GrammarSpec
 
 ANY_JSON = "$$ANY$$"  # SGLang's way to ask for JSON without a schema
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
 MAX_REGEX_LEN = 1 << 16  # characters; a longer literal alone takes llguidance a second for one mask
 MAX_CHOICES_LEN = 1 << 18  # characters of all
 # Set by measurement, see tests/grammar/test_bombs.py: what a compile and a step may cost at most.
@@ -84,13 +87,29 @@ def parse_json(text: str) -> Any:
         raise SchemaError("#", f"{name} is no JSON")
 
     try:
-        return json.loads(text, parse_constant=no_constant)
+        value = json.loads(text, parse_constant=no_constant)
     except json.JSONDecodeError as error:
         raise SchemaError("#", f"no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except SchemaError:
         raise
     except ValueError as error:  # an integer of thousands of digits
         raise SchemaError("#", f"no JSON that can be read: {error}") from None
+    if _SURROGATE.search(text):
+        _check_text(value, "#")
+    return value
+
+
+def _check_text(value: Any, path: str) -> None:
+    """Refuses what JSON can write and UTF-8 cannot: half of a surrogate pair."""
+    if isinstance(value, str) and (half := _HALF.search(value)):
+        raise SchemaError(path, f"{half[0]!r} is no character, but half of a surrogate pair")
+    if isinstance(value, dict):
+        for key, member in value.items():
+            _check_text(key, path)
+            _check_text(member, child(path, key))
+    elif isinstance(value, list):
+        for i, member in enumerate(value):
+            _check_text(member, child(path, i))
 
 
 def _choices(text: str) -> str:

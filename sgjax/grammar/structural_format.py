@@ -11,6 +11,16 @@ import llguidance
 from sgjax.grammar.schema_path import SchemaError, child, quoted
 
 MAX_TAGS = 256
+_KEYS: Mapping[Any, tuple[str, ...]] = {
+    "const_string": ("value",),
+    "json_schema": ("json_schema",),
+    "any_text": (),
+    "sequence": ("elements",),
+    "or": ("elements",),
+    "tag": ("begin", "content", "end"),
+    "tags_with_separator": ("tags", "separator", "at_least_one", "stop_after_first"),
+    "triggered_tags": ("triggers", "tags", "at_least_one", "stop_after_first"),
+}
 
 ReadySchema = Callable[[Any, str], Mapping[str, Any]]
 """Readies a schema for llguidance, given its JSON pointer."""
@@ -41,6 +51,8 @@ class FormatWriter:
     def format(self, value: Any, path: str, *, is_last: bool = True) -> str:
         """Any format. `is_last`: nothing comes after it, so that it may be free text."""
         kind = value.get("type") if isinstance(value, dict) else value
+        if isinstance(value, dict) and isinstance(kind, str) and kind in _KEYS:
+            check_keys(value, ("type", *_KEYS[kind]), path)
         match kind:
             case "const_string":
                 return self._literal(_text(value, "value", path))
@@ -93,6 +105,7 @@ class FormatWriter:
     def _tag(self, value: Any, path: str) -> Tag:
         if not isinstance(value, dict) or value.get("type", "tag") != "tag":
             raise SchemaError(path, f"must be a tag, not {quoted(value)}")
+        check_keys(value, ("type", *_KEYS["tag"]), path)
         begin, end = (_text(value, key, path) for key in ("begin", "end"))
         content = value.get("content")
         if end and isinstance(content, dict) and content.get("type") == "any_text":
@@ -171,6 +184,13 @@ def by_trigger(begins: Sequence[str], triggers: Any, path: str, tags_path: str) 
         if not any(trigger.startswith(used) for used in found):
             raise SchemaError(child(where, i), f"no tag begins with {quoted(trigger)}")
     return found
+
+
+def check_keys(value: Mapping[str, Any], known: Sequence[str], path: str) -> None:
+    """Raises SchemaError for a key that means nothing here."""
+    for key in value:
+        if key not in known:
+            raise SchemaError(child(path, key), f"not known here; the keys are {', '.join(known)}")
 
 
 def _grouped(expression: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import llguidance
 
 from sgjax.grammar.schema_path import SchemaError, child, quoted
-from sgjax.grammar.structural_format import MAX_TAGS, FormatWriter, ReadySchema, by_trigger
+from sgjax.grammar.structural_format import MAX_TAGS, FormatWriter, ReadySchema, by_trigger, check_keys
 
 
 def to_lark(tag: Any, schema: ReadySchema, tokenizer: llguidance.LLTokenizer) -> str:
@@ -22,6 +22,7 @@ def to_lark(tag: Any, schema: ReadySchema, tokenizer: llguidance.LLTokenizer) ->
     """
     if not isinstance(tag, dict) or tag.get("type") != "structural_tag":
         raise SchemaError("#", 'must be an object with "type": "structural_tag"')
+    check_keys(tag, ("type", "structures", "triggers", "format"), "#")
     writer = FormatWriter(schema, tokenizer)
     if "format" not in tag:
         return writer.lark(_structures(tag, writer))
@@ -49,6 +50,7 @@ def _structures(tag: dict[str, Any], writer: FormatWriter) -> str:
 def _structure(value: Any, path: str) -> tuple[str, Any, str]:
     if not isinstance(value, dict):
         raise SchemaError(path, f"must be an object, not {quoted(value)}")
+    check_keys(value, ("begin", "schema", "end"), path)
     for key in ("begin", "end"):
         if not isinstance(value.get(key), str):
             raise SchemaError(child(path, key), "must be text")

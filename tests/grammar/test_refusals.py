@@ -39,6 +39,7 @@ SCHEMAS = [
     ({"required": ["a", 1]}, "#/required/1: must be a string"),
     ({"required": ["a", "a"]}, "#/required: names"),
     ({"multipleOf": 0}, "#/multipleOf: must be above 0"),
+    ({"items": {"type": "integer", "multipleOf": 999_999_937}}, "#/items/multipleOf: 999999937 is too complex"),
     ({"enum": []}, "#/enum: must be a list of values"),
     ({"pattern": 1}, "#/pattern: must be a string"),
     ({"$ref": 1}, "#/$ref: must be a string"),
@@ -52,6 +53,8 @@ SCHEMAS = [
     ('{\n"type": ', "line 2, column 9"),
     ('{"minimum": NaN}', "#: NaN is no JSON"),
     ('{"minimum": ' + "9" * 5000 + "}", "#: no JSON that can be read"),
+    ('{"properties": {"a": {"const": "\\ud800"}}}', "#/properties/a/const: '\\ud800' is no character"),
+    ('{"properties": {"\\udc00": {}}}', "#/properties: '\\udc00' is no character"),
     # of llguidance, with a place
     ({"properties": {"a": {"pattern": "a(?=b)"}}}, "#/properties/a/pattern: regex parse error"),
     ({"items": {"anyOf": [{"type": "null"}, {"pattern": "("}]}}, "#/items/anyOf/1/pattern: regex parse error"),
@@ -114,6 +117,25 @@ OTHERS: list[tuple[str, Any, str]] = [
         "#/format/content/json_schema/not: not supported",
     ),
     ("structural_tag", {"type": "structural_tag", "structures": [], "triggers": ["a"]}, "#/structures: must be a list"),
+    ("structural_tag", {"type": "structural_tag", "trigger": ["a"]}, "#/trigger: not known here; the keys are type, "),
+    (
+        "structural_tag",
+        {"type": "structural_tag", "structures": [{"begin": "a", "shema": {}, "end": ""}], "triggers": ["a"]},
+        "#/structures/0/shema: not known here",
+    ),
+    (
+        "structural_tag",
+        {"type": "structural_tag", "format": {"type": "or", "elements": [{"type": "any_text", "excludes": []}]}},
+        "#/format/elements/0/excludes: not known here; the keys are type",
+    ),
+    (
+        "structural_tag",
+        {
+            "type": "structural_tag",
+            "format": {"type": "triggered_tags", "triggers": ["a"], "tags": [{"begin": "a", "stop": ""}]},
+        },
+        "#/format/tags/0/stop: not known here; the keys are type, begin, content, end",
+    ),
 ]
 
 
@@ -123,6 +145,20 @@ def test_schema_is_refused_with_the_keywords_path(schema: Any, message: str, com
         compile_("json_schema", schema)
     assert caught.value.field == "json_schema"
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize("keys", [("items",), ("properties", "a")])
+def test_brackets_are_counted(keys: tuple[str, ...], compile_: Any) -> None:
+    def nested(num_brackets: int) -> Any:
+        schema: Any = {"type": "null"}
+        for _ in range(num_brackets // len(keys)):
+            for key in reversed(keys):
+                schema = {key: schema}
+        return schema
+
+    compile_("json_schema", nested(120))
+    with pytest.raises(RequestError, match="more than 120 brackets"):
+        compile_("json_schema", nested(122))
 
 
 @pytest.mark.parametrize(("kind", "value", "message"), OTHERS, ids=[message for _, _, message in OTHERS])
