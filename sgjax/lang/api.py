@@ -155,9 +155,14 @@ def select(
         `unconditional_likelihood_normalized`, or one of these names.
 
     Raises:
+      TypeError: `name` is no string, or `choices` is one instead of a list.
       ValueError: no choices, an empty one, or an unknown method.
     """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name: {name!r} is not a string; the choices come second: select('answer', choices)")
     lowered = ir.lower(choices)
+    if isinstance(lowered, str):
+        raise TypeError(f"choices: give a list of strings, not {lowered!r}, whose letters would be the choices")
     if not isinstance(lowered, ir.Value):
         if not lowered:
             raise ValueError("choices: give at least one")

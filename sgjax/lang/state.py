@@ -101,8 +101,10 @@ class State(abc.ABC):
     @contextlib.contextmanager
     def _around(self, begin: ir.Expr, end: ir.Expr) -> Iterator[None]:
         self.append(begin)
-        yield
-        self.append(end)
+        try:
+            yield
+        finally:  # who catches what was raised inside goes on outside of it
+            self.append(end)
 
     @contextlib.contextmanager
     def copy(self, position_ids_offset: Sequence[int] | None = None) -> Iterator[Any]:

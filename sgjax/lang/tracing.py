@@ -22,6 +22,7 @@ class Tracer:
         self._lists: list[list[ir.Op]] = [[]]
         self._num_states = 0
         self._num_ops = 0
+        self._left: tuple[BaseException, int] | None = None  # what leaves a turn, and how much was recorded before
 
     def new_state(self, known: set[str]) -> TracingState:
         self._num_states += 1
@@ -51,8 +52,15 @@ class Tracer:
         finally:
             self._lists.pop()
 
-    @property
-    def ops(self) -> tuple[ir.Op, ...]:
+    def leave(self, error: BaseException) -> None:
+        """The error is leaving a turn, which is closed. Unless it is caught, that is no part of the record."""
+        if self._left is None or self._left[0] is not error:
+            self._left = error, len(self._lists[0])
+
+    def ops(self, stopped_by: BaseException | None = None) -> tuple[ir.Op, ...]:
+        """What was recorded, up to the error that stopped it."""
+        if self._left is not None and self._left[0] is stopped_by:
+            return tuple(self._lists[0][: self._left[1]])
         return tuple(self._lists[0])
 
 
@@ -67,6 +75,15 @@ class TracingState(State):
     def _append(self, expr: ir.Expr) -> None:
         self._tracer.record(ir.Append(self.number, expr))
         self.known.update(ir.variables_set(expr))
+
+    @contextlib.contextmanager
+    def _around(self, begin: ir.Expr, end: ir.Expr) -> Iterator[None]:
+        with super()._around(begin, end):
+            try:
+                yield
+            except BaseException as error:
+                self._tracer.leave(error)
+                raise
 
     def when(self, condition: Any, then: Callable[[Any], Any], otherwise: Callable[[Any], Any] | None = None) -> None:
         tracer = self._tracer
@@ -161,15 +178,15 @@ def trace(function: Callable[..., Any], arguments: Mapping[str, Any], *, needs_a
         elif parameter.default is parameter.empty:
             parameters.append(name)
             given[name] = Symbol(ir.Argument(name), tracer.marks)
-    result, incomplete = None, None
+    result, incomplete, stopped_by = None, None, None
     try:
         returned = function(state, **given)
         result = tracer.marks.unmark(ir.as_value(returned)) if _is_value(returned) else None
     except Exception as error:  # a function that does not expect symbols may raise anything
         if needs_all:
             raise
-        incomplete = f"{type(error).__name__}: {error}"
-    return ir.Program(tuple(parameters), tracer.ops, result, incomplete)
+        incomplete, stopped_by = f"{type(error).__name__}: {error}", error
+    return ir.Program(tuple(parameters), tracer.ops(stopped_by), result, incomplete)
 
 
 def _is_value(value: Any) -> bool:

@@ -210,3 +210,20 @@ def test_a_failed_program_ends_what_it_streams():
         state["x"]
     assert ended.wait(10)
     assert isinstance(state.error(), Broken)
+
+
+def test_what_leaves_a_turn_closes_it():
+    @sgl.function
+    def program(s):
+        for text in ("bad", "good"):
+            try:
+                with s.user(), s.var_scope(text):
+                    s += text
+                    if text == "bad":
+                        raise OSError
+            except OSError:
+                pass
+
+    state = program.run(backend=FakeBackend())
+    assert [message["content"] for message in state.messages()] == ["bad", "good"]
+    assert state["bad"] == "bad"

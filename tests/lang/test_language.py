@@ -294,6 +294,10 @@ def test_what_cannot_be_asked_for():
         sgl.select("x", choices=[])
     with pytest.raises(ValueError, match="empty"):
         sgl.select("x", choices=["a", ""])
+    with pytest.raises(TypeError, match="choices: give a list of strings, not 'abc'"):
+        sgl.gen("x", choices="abc")
+    with pytest.raises(TypeError, match=r"name: \['a', 'b'\] is not a string; the choices come second"):
+        sgl.select(["a", "b"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choices_method"):
         sgl.select("x", choices=["a"], choices_method="best")
     with pytest.raises(ValueError, match="markup"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 import sgjax as sgl
@@ -160,3 +162,20 @@ def test_concatenation_is_replayed():
         forks.join("concate_and_append")
 
     assert replayed(sgl.function(body).trace(), FakeBackend(["a"])).text() == "aa"
+
+
+def test_what_stops_a_trace_in_a_turn_does_not_close_it():
+    @sgl.function
+    def program(s, word):
+        with contextlib.suppress(OSError), s.system(), s.var_scope("a"):
+            s += "caught"
+            raise OSError
+        with s.user(), s.var_scope("b"):
+            s += "open"
+            s += "yes" if "x" in word else "no"
+
+    ops = program.trace().ops
+    assert [op.expr for op in ops if isinstance(op, ir.Append)] == [
+        *(ir.RoleBegin("system"), ir.ScopeBegin("a"), ir.Text("caught"), ir.ScopeEnd("a"), ir.RoleEnd("system")),
+        *(ir.RoleBegin("user"), ir.ScopeBegin("b"), ir.Text("open")),
+    ]
