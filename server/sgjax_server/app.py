@@ -20,6 +20,7 @@ from sgjax_server.live_feed import LiveFeed
 from sgjax_server.middleware.http_metrics import HttpMetrics
 from sgjax_server.middleware.request_log import RequestLog
 from sgjax_server.middleware.stack import middleware_stack
+from sgjax_server.openapi import openapi_document
 from sgjax_server.programs.pool import ProgramPool
 from sgjax_server.responses.store import ResponseStore
 from sgjax_server.routes import (
@@ -78,6 +79,8 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
         title="sgjax",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages run scripts from elsewhere, which could do here what this server's own can
+        redoc_url=None,
         middleware=middleware_stack(config, request_log, http_metrics, traces),
     )
     app.state.host = host
@@ -99,4 +102,5 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
     app.include_router(unserved.control)
+    app.openapi = functools.cache(lambda: openapi_document(app))
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 import sgjax
 from sgjax.types import QueueFull, RequestError
+from sgjax_server.schemas.errors import AnthropicError, ErrorDetails, OllamaError, OpenAIError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        details: Mapping[str, Any] | None = None,
+        details: ErrorDetails | None = None,
     ):
         super().__init__(message)
         self.status = status
@@ -52,7 +53,7 @@ class ApiError(Exception):
         self.message = message.encode(errors="replace").decode()
         self.param = None if param is None else param.encode(errors="replace").decode()
         self.code = code
-        self.details = dict(details or {})
+        self.details = details or ErrorDetails()
 
 
 class ClientGone(Exception):
@@ -82,7 +83,7 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"{type(error).__name__}: see the server's log")
 
 
-def openai_error(error: ApiError) -> dict[str, Any]:
+def openai_error(error: ApiError) -> OpenAIError:
     """An error in OpenAI's shape, which SGLang's own routes have too."""
     kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return {
@@ -95,24 +96,36 @@ def responses_error(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "code": error.code, "message": error.message, "param": error.param}
 
 
-def anthropic_error(error: ApiError) -> dict[str, Any]:
+def anthropic_error(error: ApiError) -> AnthropicError:
     """An error in Anthropic's shape."""
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
-def ollama_error(error: ApiError) -> dict[str, Any]:
+def ollama_error(error: ApiError) -> OllamaError:
     """An error in Ollama's shape."""
     return {"error": error.message}
 
 
+class ErrorShape(NamedTuple):
+    """What errors of an API look like: the schema of their bodies, and what makes one."""
+
+    schema: type
+    body: Callable[[ApiError], Mapping[str, Any]]
+
+
+_OPENAI = ErrorShape(OpenAIError, openai_error)
 # By the start of the path; OpenAI's for all others.
-_SHAPES: dict[str, Callable[[ApiError], dict[str, Any]]] = {"/v1/messages": anthropic_error, "/api/": ollama_error}
+_SHAPES = {"/v1/messages": ErrorShape(AnthropicError, anthropic_error), "/api/": ErrorShape(OllamaError, ollama_error)}
+
+
+def error_shape(path: str) -> ErrorShape:
+    """The shape of the API that has this path."""
+    return next((shape for start, shape in _SHAPES.items() if path.startswith(start)), _OPENAI)
 
 
 def error_response(path: str, error: ApiError) -> Response:
     """The answer to a request that failed, in the shape of the API that has this path."""
-    shape = next((shape for start, shape in _SHAPES.items() if path.startswith(start)), openai_error)
     headers = {}
     match error.status:
         case 401:
@@ -123,7 +136,7 @@ def error_response(path: str, error: ApiError) -> Response:
             headers["Connection"] = "close"  # what is left of the body is not read
         case 500:
             headers["Connection"] = "close"  # uvicorn closes it, and a client must not ask again on it
-    return Response(to_json(shape(error)), error.status, headers, "application/json")
+    return Response(to_json(error_shape(path).body(error)), error.status, headers, "application/json")
 
 
 def add_error_handlers(app: FastAPI) -> None:

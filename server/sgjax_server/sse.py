@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +22,17 @@ _LAST_WORDS_S = 1.0
 DONE = b"data: [DONE]\n\n"
 
 
-def event(data: dict[str, Any]) -> bytes:
+def event(data: Mapping[str, Any]) -> bytes:
     """One event with a JSON object."""
     return b"data: " + to_json(data, inf_nan_mode="null") + b"\n\n"
 
 
-def named_event(name: str, data: dict[str, Any]) -> bytes:
+def named_event(name: str, data: Mapping[str, Any]) -> bytes:
     """One event that has a name, as Anthropic's do."""
     return f"event: {name}\n".encode() + event(data)
 
 
-def line(data: dict[str, Any]) -> bytes:
+def line(data: Mapping[str, Any]) -> bytes:
     """One JSON object on a line of its own, as Ollama streams them."""
     return to_json(data, inf_nan_mode="null") + b"\n"
 
@@ -48,6 +48,12 @@ class StreamForm:
     media_type: str
     error: Callable[[ApiError], bytes]
     end: bytes = b""
+
+    @property
+    def responses(self) -> dict[int | str, dict[str, Any]]:
+        """For the OpenAPI document: what a route that streams answers with."""
+        description = "The whole answer as JSON or, with `stream`, events that end with the answer or an error."
+        return {200: {"description": description, "content": {self.media_type: {"schema": {"type": "string"}}}}}
 
 
 OPENAI = StreamForm("text/event-stream", lambda error: event(openai_error(error)), DONE)

@@ -58,7 +58,7 @@ def test_routes() -> None:
 def test_routes_of_each_api() -> None:
     table = section("apis.md", "Routes")
     app = create_app(EngineHost(None), ServerConfig())  # type: ignore[arg-type]
-    assert set(app.openapi()["paths"]) == set(re.findall(r"`(/[^`]+)`", table.partition("\n\n`/docs`")[0]))
+    assert set(app.openapi()["paths"]) == set(re.findall(r"`(/[^`]+)`", table.partition("\n\n`/openapi.json`")[0]))
 
 
 def test_keywords_of_schemas() -> None:

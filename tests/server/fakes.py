@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
 from sgjax.cache.manager import CacheManager, CacheStats
 from sgjax.config import EngineConfig
@@ -87,7 +87,9 @@ class FakeHandle:
         deltas: AsyncIterator[OutputDelta],
         queued: Sequence[bool] = (),
         compile: Callable[[], Awaitable[None]] | None = None,
+        request: Request | None = None,
     ):
+        self.request = request
         self._deltas = deltas
         self._queued = list(queued)
         self._compile = compile
@@ -102,6 +104,16 @@ class FakeHandle:
 
     def __aiter__(self) -> AsyncIterator[OutputDelta]:
         return self._deltas
+
+    def wait_started(self) -> None:
+        """`started`, for a thread without an event loop."""
+        asyncio.run(self.started())
+
+    def __iter__(self) -> Iterator[OutputDelta]:
+        async def collected() -> list[OutputDelta]:
+            return [delta async for delta in self._deltas]
+
+        return iter(asyncio.run(collected()))
 
 
 class FakeEngine:
@@ -162,7 +174,8 @@ class FakeEngine:
         if self.queue_full:
             raise QueueFull("the queue holds 1 request, its limit")
         self.submitted.append(request)
-        return FakeHandle(self._deltas(request), compile=functools.partial(self._compile, request.sampling.grammar))
+        compile = functools.partial(self._compile, request.sampling.grammar)
+        return FakeHandle(self._deltas(request), compile=compile, request=request)
 
     async def _compile(self, grammar: GrammarSpec | None) -> None:
         if grammar is not None:

@@ -19,8 +19,9 @@ from sgjax_server.schemas.anthropic import CountTokensRequest, MessagesRequest
 router = APIRouter(prefix="/v1/messages", tags=["anthropic"])
 
 
-@router.post("")
+@router.post("", responses=sse.ANTHROPIC.responses)
 async def messages(body: MessagesRequest, context: ContextDep) -> Response:
+    """Answers a conversation, as Anthropic's API does."""
     rid = f"msg_{uuid.uuid4().hex}"
     with fields_named(body.PARAM_NAMES):
         sampling = body.sampling(context.sampling_defaults)

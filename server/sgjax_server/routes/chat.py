@@ -32,8 +32,9 @@ from sgjax_server.tokens import TokenTexts
 router = APIRouter(tags=["openai"])
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=sse.OPENAI.responses)
 async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> Response:
+    """Answers a conversation, as OpenAI's API does."""
     with fields_named(body.param_names):
         turn = _turn(body, context)
         call = await start_turn(turn, context)

@@ -22,8 +22,9 @@ from sgjax_server.schemas.openai import CompletionRequest
 router = APIRouter(tags=["openai"])
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=sse.OPENAI.responses)
 async def completions(body: CompletionRequest, context: ContextDep) -> Response:
+    """Continues one prompt or several, as OpenAI's API does."""
     with fields_named(body.param_names):
         prompts = await _prompts(body, context)
         requests = _requests(body, [ids for _, ids in prompts], context)

@@ -19,7 +19,9 @@ from sgjax_server.schemas.control import (
     PauseRequest,
     ProfileRequest,
     UpdateWeightsRequest,
+    WeightsNotUpdated,
 )
+from sgjax_server.schemas.errors import OpenAIError
 
 router = control_router()
 
@@ -31,7 +33,7 @@ async def flush_cache(context: ContextDep) -> dict[str, Any]:
     return {"success": True, "freed_pages": await context.engine.flush_cache()}
 
 
-@router.post("/abort_request")
+@router.post("/abort_request", response_class=Response)
 async def abort_request(body: AbortRequest, context: ContextDep) -> Response:
     """Ends a request, or all. Their clients get what there is so far. An id that is not known is no error."""
     if body.abort_all:
@@ -55,7 +57,7 @@ async def continue_generation(context: ContextDep, body: ContinueRequest | None 
     return {"status": "ok", "message": "Generation goes on."}
 
 
-@router.post("/update_weights_from_disk")
+@router.post("/update_weights_from_disk", responses={400: {"model": WeightsNotUpdated | OpenAIError}})
 async def update_weights_from_disk(body: UpdateWeightsRequest, context: ContextDep) -> Response:
     """Serves another checkpoint of the same architecture, without a restart; answers come in SGLang's form.
 
@@ -73,7 +75,7 @@ async def update_weights_from_disk(body: UpdateWeightsRequest, context: ContextD
     except RequestError as error:
         if body.keep_pause and not before.is_paused:
             await engine.resume()
-        return json_response({"success": False, "message": str(error), "num_paused_requests": 0}, 400)
+        return json_response(WeightsNotUpdated(success=False, message=str(error), num_paused_requests=0), 400)
     is_paused = before.is_paused or body.keep_pause
     return json_response(
         {

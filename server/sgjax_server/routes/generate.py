@@ -19,8 +19,9 @@ from sgjax_server.sessions import SessionTurn
 router = APIRouter(tags=["native"])
 
 
-@router.post("/generate")
+@router.post("/generate", responses=sse.OPENAI.responses)
 async def generate(body: GenerateRequest, context: ContextDep) -> Response:
+    """Continues one prompt or several, as SGLang's native API does."""
     prompts: Any = body.prompts()
     prompt_ids = prompts if body.text is None else await encode(context.engine, prompts)
     if body.session_params is not None:

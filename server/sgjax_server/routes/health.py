@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -16,10 +17,12 @@ from sgjax_server.routes.context import Context, ContextDep
 
 router = APIRouter(tags=["health"])
 
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready.", "model": dict[str, Any]}}
 
-@router.get("/health")
-@router.get("/ready")
-@router.get("/ping")
+
+@router.get("/health", responses=_NOT_READY)
+@router.get("/ready", responses=_NOT_READY)
+@router.get("/ping", responses=_NOT_READY)
 async def health(request: Request) -> JSONResponse:
     """200 when requests are served; 503 while the model loads and after the engine has failed."""
     status = request.app.state.host.status()

@@ -15,9 +15,10 @@ from sgjax_server.middleware.http_metrics import HttpMetrics
 router = APIRouter(tags=["info"])
 
 ENGINE_TIMEOUT_S = 2.0
+_CONTENT = {"text/plain": {"schema": {"type": "string"}}}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses={200: {"content": _CONTENT}})
 async def metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format: the engine's, where it answers, and those of this HTTP process always."""
     engine_page = await _engine_page(request.app.state.host)

@@ -14,11 +14,13 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 @router.get("")
 async def list_models(context: ContextDep) -> dict[str, Any]:
+    """The served model, in a list."""
     return {"object": "list", "data": [_card(context)]}
 
 
 @router.get("/{model:path}")
 async def get_model(model: str, context: ContextDep) -> dict[str, Any]:
+    """The served model, by its name or "default"."""
     if model not in (context.model_name, "default"):
         raise ApiError(404, f"the model {model!r} is not served", param="model", code="model_not_found")
     return _card(context)

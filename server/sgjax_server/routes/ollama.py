@@ -21,8 +21,9 @@ from sgjax_server.schemas.ollama import ChatRequest, GenerateRequest
 router = ollama_router()
 
 
-@router.post("/chat")
+@router.post("/chat", responses=sse.OLLAMA.responses)
 async def chat(body: ChatRequest, context: ContextDep) -> Response:
+    """Answers a conversation, as Ollama does. It streams unless told not to; without messages it only says "load"."""
     form = AnswerFormat(model_tag(context), chat_piece, context.token_texts)
     if not body.messages:
         return json_response(form.loaded())
@@ -30,8 +31,9 @@ async def chat(body: ChatRequest, context: ContextDep) -> Response:
     return await _answer(call, form, context, streams=body.streams)
 
 
-@router.post("/generate")
+@router.post("/generate", responses=sse.OLLAMA.responses)
 async def generate(body: GenerateRequest, context: ContextDep) -> Response:
+    """Answers a prompt, as Ollama does. It streams unless told not to; without a prompt it only says "load"."""
     form = AnswerFormat(model_tag(context), generate_piece, context.token_texts)
     if not body.prompt:
         return json_response(form.loaded())

@@ -59,6 +59,7 @@ async def version() -> dict[str, Any]:
 
 @router.get("/tags")
 async def tags(context: ContextDep) -> dict[str, Any]:
+    """The served model, which is the only one."""
     return {"models": [{**_card(context), "modified_at": timestamp(context.started_s)}]}
 
 
@@ -70,6 +71,7 @@ async def running(context: ContextDep) -> dict[str, Any]:
 
 @router.post("/show")
 async def show(body: ShowRequest, context: ContextDep) -> dict[str, Any]:
+    """The served model's facts: its family, chat template, sampling defaults and capabilities."""
     info = context.engine.info
     family = _family(context)
     return {

@@ -20,6 +20,7 @@ router = APIRouter(tags=["native"])
 
 @router.post("/parse_function_call")
 async def parse_function_call(body: ParseFunctionCallRequest, context: ContextDep) -> dict[str, Any]:
+    """The calls of tools in a text that a model wrote before, and the text around them."""
     names = frozenset(tool.tool().name for tool in body.tools)
     name = body.tool_call_parser
     written = context.model_format.tool_format() if name is None else FORMATS[name]
@@ -38,6 +39,7 @@ async def parse_function_call(body: ParseFunctionCallRequest, context: ContextDe
 
 @router.post("/separate_reasoning")
 async def separate_reasoning(body: SeparateReasoningRequest, context: ContextDep) -> dict[str, Any]:
+    """The reasoning in a text that a model wrote before, and the rest of it."""
     parser = body.reasoning_parser or context.model_format.reasoning
     if parser is None:
         raise RequestError("reasoning_parser", "is missing, and this server has none")

@@ -17,7 +17,7 @@ from sgjax_server.schemas.program import ProgramRequest
 router = APIRouter(tags=["programs"])
 
 
-@router.post("/run_program")
+@router.post("/run_program", responses=sse.OPENAI.responses)
 async def run_program(body: ProgramRequest, context: ContextDep, request: Request) -> Response:
     """Runs a program next to the engine; see docs/programs_on_the_server.md."""
     call = await asyncio.to_thread(body.call)  # a large program takes a while to check

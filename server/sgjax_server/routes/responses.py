@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/responses", tags=["openai"])
 _ITEMS = TypeAdapter(list[InputItem])
 
 
-@router.post("")
+@router.post("", responses=sse.RESPONSES.responses)
 async def create(body: ResponsesRequest, context: ContextDep) -> Response:
     """Generates a response: whole, as a stream of events, or in the background."""
     items = input_items(body.input)

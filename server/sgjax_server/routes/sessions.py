@@ -16,7 +16,7 @@ async def open_session(body: OpenSessionRequest, context: ContextDep) -> str:
     return context.sessions.open(body.session_id, is_linear=bool(body.streaming), idle_s=body.timeout)
 
 
-@router.post("/close_session")
+@router.post("/close_session", response_class=Response)
 async def close_session(body: CloseSessionRequest, context: ContextDep) -> Response:
     """Forgets a session. What it has in the prefix cache stays there until the room is needed."""
     context.sessions.close(body.session_id)

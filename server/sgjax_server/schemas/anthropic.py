@@ -72,6 +72,9 @@ class OutputConfig(ApiModel):
 class CountTokensRequest(ApiModel):
     """A conversation: what makes the prompt."""
 
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"messages": [{"role": "user", "content": "Why is the sky blue?"}]},
+    )
     PARAM_NAMES: ClassVar[Mapping[str, str]] = {
         "continue_final_message": "messages",
         "input_ids": "messages",
@@ -118,6 +121,9 @@ class CountTokensRequest(ApiModel):
 
 
 class MessagesRequest(CountTokensRequest):
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 64},
+    )
     max_tokens: int = Field(ge=0)
     temperature: float | None = None
     top_p: float | None = None

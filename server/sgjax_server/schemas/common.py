@@ -53,17 +53,31 @@ Prompt = Annotated[Annotated[str, Tag("text")] | _Texts | _Ids | _IdLists, Discr
 """One prompt or several, as text or as token ids."""
 
 
+def _describe(schema: dict[str, Any], model: type[ApiModel]) -> None:
+    """Says in a JSON schema what `ApiModel` makes of fields that are not declared."""
+    schema["additionalProperties"] = False
+    properties = schema.setdefault("properties", {})
+    for name in sorted(model.IGNORED):
+        properties.setdefault(name, {"description": "Ignored: it does not change the answer."})
+    for name, values in model.NEUTRAL.items():
+        properties.setdefault(name, {"enum": list(values), "description": "Nothing else is supported."})
+    if model.EXAMPLES:
+        schema["examples"] = list(model.EXAMPLES)
+
+
 class ApiModel(BaseModel):
     """A request body. Numbers are not read from strings, nor integers from booleans.
 
     A field that is not declared is refused by name, since ignoring it could change the answer, except where it is in
-    `IGNORED` (it never affects the answer), is null, false or empty, or has its value in `NEUTRAL`.
+    `IGNORED` (it never affects the answer), is null, false or empty, or has its value in `NEUTRAL`. `EXAMPLES` are
+    for the OpenAPI document.
     """
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_describe)
 
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -49,6 +49,9 @@ class SessionParams(ApiModel):
 class GenerateRequest(ApiModel):
     """A prompt or a batch of prompts, as text or token ids. In a batch, most fields may be a list, one item each."""
 
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"text": "The sky is blue because", "sampling_params": {"max_new_tokens": 32, "temperature": 0.7}},
+    )
     IGNORED = frozenset({"custom_labels", "routing_key", "log_metrics", "modalities", "model"})
 
     text: str | list[str] | None = None

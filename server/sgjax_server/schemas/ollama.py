@@ -125,6 +125,9 @@ class Message(ApiModel):
 
 
 class ChatRequest(_GenerationRequest):
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": False},
+    )
     PARAM_NAMES: ClassVar[Mapping[str, str]] = {
         **_GenerationRequest.PARAM_NAMES,
         "input_ids": "messages",
@@ -146,6 +149,7 @@ class ChatRequest(_GenerationRequest):
 class GenerateRequest(_GenerationRequest):
     """A prompt, which the chat template makes a turn of, unless it is `raw`."""
 
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({"prompt": "Why is the sky blue?", "stream": False},)
     PARAM_NAMES: ClassVar[Mapping[str, str]] = {
         **_GenerationRequest.PARAM_NAMES,
         "input_ids": "prompt",

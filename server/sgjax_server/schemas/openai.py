@@ -108,6 +108,13 @@ class _GenerationRequest(GrammarFields):
 
 
 class ChatCompletionRequest(_GenerationRequest):
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {
+            "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+            "max_completion_tokens": 64,
+            "temperature": 0.7,
+        },
+    )
     PARAM_NAMES: ClassVar[Mapping[str, str]] = {
         **_GenerationRequest.PARAM_NAMES,
         "input_ids": "messages",
@@ -160,6 +167,9 @@ class ChatCompletionRequest(_GenerationRequest):
 
 
 class CompletionRequest(_GenerationRequest):
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"prompt": "The sky is blue because", "max_tokens": 32, "temperature": 0.7},
+    )
     PARAM_NAMES: ClassVar[Mapping[str, str]] = {
         **_GenerationRequest.PARAM_NAMES,
         "input_ids": "prompt",

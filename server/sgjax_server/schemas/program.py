@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from sgjax.lang.chat_format import FIXED_FORMATS
 from sgjax.lang.program_check import check_program, check_sampling
@@ -22,6 +23,21 @@ class ProgramRequest(ApiModel):
     `deltas` false: with `stream`, variables come whole instead of bit by bit. `chat_format` replaces the model's chat
     template by a fixed format.
     """
+
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {
+            "program": {
+                "version": 1,
+                "parameters": ["topic"],
+                "ops": [
+                    {"kind": "append", "state": 0, "expr": ["A line about ", {"kind": "argument", "name": "topic"}]},
+                    {"kind": "append", "state": 0, "expr": {"kind": "gen", "name": "line", "sampling": {}}},
+                ],
+            },
+            "arguments": {"topic": "owls"},
+            "sampling": {"max_new_tokens": 16},
+        },
+    )
 
     program: Any = None
     arguments: Any = None

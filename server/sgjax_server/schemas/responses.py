@@ -109,6 +109,7 @@ ToolChoiceParam = Annotated[
 class ResponsesRequest(ApiModel):
     """A response to create. `input` is a text of the user's, or items in order."""
 
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({"input": "Why is the sky blue?", "max_output_tokens": 64},)
     IGNORED = frozenset(
         {"user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "stream_options"}
         | {"prompt_cache_options", "max_tool_calls"}  # the last counts calls of tools that the server itself has

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
@@ -13,6 +14,7 @@ from sgjax_server.schemas.common import ApiModel, TokenIds
 class TokenizeRequest(ApiModel):
     """A text, several, or a conversation as the model's template writes it."""
 
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({"prompt": "Why is the sky blue?"},)
     model: str = "default"
     prompt: str | list[str] | None = None
     messages: list[dict[str, Any]] | None = None
@@ -27,6 +29,7 @@ class TokenizeRequest(ApiModel):
 
 
 class DetokenizeRequest(ApiModel):
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({"tokens": [72, 105]},)
     model: str = "default"
     tokens: TokenIds
     skip_special_tokens: bool = True
@@ -35,6 +38,9 @@ class DetokenizeRequest(ApiModel):
 class ScoreRequest(ApiModel):
     """How likely each label token is right after the query and each item; SGLang's `/v1/score`."""
 
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"query": "The sky is", "items": [" blue", " green"], "label_token_ids": [33, 34]},
+    )
     model: str = "default"
     query: str | list[int]
     items: str | list[str] | list[list[int]]
