@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,14 @@ def leading_items(program: ir.Program, arguments: Mapping[str, Any]) -> Iterator
                     continue
                 case _:
                     return
+
+
+def is_cut_short(program: ir.Program) -> bool:
+    """Whether the trace was stopped before the program first asked a model: runs have more in common than it tells."""
+    end = ir.Text("")
+    longer = dataclasses.replace(program, ops=(*program.ops, ir.Append(0, end)))
+    known = dict.fromkeys(program.parameters, "")
+    return program.incomplete is not None and any(item is end for item in leading_items(longer, known))
 
 
 def constant_prefix(program: ir.Program, format: ChatFormat) -> Prompt | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +14,14 @@ from sgjax.lang import ir, remote
 from sgjax.lang.backends.base import Backend
 from sgjax.lang.default_backend import backend_or_default
 from sgjax.lang.interpreter import Interpreter, RunOptions
-from sgjax.lang.prefix import constant_prefix, sort_key
+from sgjax.lang.prefix import constant_prefix, is_cut_short, sort_key
 from sgjax.lang.sampling import DEFAULT_SAMPLING
 from sgjax.lang.state import ProgramState, State
 from sgjax.lang.tracing import trace
+from sgjax.lang.usage import Usage, usage_of
 from sgjax.lang.workers import run_all
 
+_logger = logging.getLogger(__name__)
 _SAMPLING = frozenset(field.name for field in dataclasses.fields(ir.Sampling))
 
 
@@ -46,6 +49,7 @@ class SglFunction:
         self.num_api_spec_tokens = num_api_spec_tokens
         self.bind_arguments = dict(bind_arguments or {})
         self.arg_names = parameters[1:]
+        self._has_warned = False  # of a trace that ends early
         self.__name__ = func.__name__
         self.__doc__ = func.__doc__
 
@@ -115,8 +119,10 @@ class SglFunction:
     ) -> Any:
         """Runs the program once for each item of a batch.
 
-        What all runs begin with is put in the prefix cache first, and runs with a longer common beginning start next
-        to each other. What a run raises is raised where its state is read; the others go on.
+        What all runs begin with is put in the prefix cache first, by a request that the `usage()` of the run that
+        starts first counts; runs with a longer common beginning start next to each other. Both are told by `trace`,
+        so only up to where the function needs an argument's value, as an `if` or a loop over it does; that is logged
+        once, as a warning. What a run raises is raised where its state is read; the others go on.
 
         Args:
           batch_kwargs: the arguments of each run, by name or in order.
@@ -159,7 +165,8 @@ class SglFunction:
         Raises:
           ValueError: there is no backend.
         """
-        return self._cache(self.trace(), backend_or_default(backend))
+        text, _ = self._cache(self.trace(), backend_or_default(backend))
+        return text
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`run`; inside a program, with its state as first argument, the function itself."""
@@ -216,7 +223,8 @@ class SglFunction:
     ) -> Iterator[ProgramState]:
         if not batch:
             return
-        order = self._order(batch, backend)
+        order, used = self._order(batch, backend)
+        runs[order[0]] = _counting(runs[order[0]], used)
         if num_threads == "auto":
             num_threads = max(96, 16 * (os.cpu_count() or 1))
 
@@ -227,25 +235,31 @@ class SglFunction:
             states = tqdm(states, total=len(batch), unit="program")
         yield from states
 
-    def _order(self, batch: list[dict[str, Any]], backend: Backend) -> list[int]:
-        """The order in which to start, with the common prefix cached."""
+    def _order(self, batch: list[dict[str, Any]], backend: Backend) -> tuple[list[int], Usage]:
+        """The order in which to start, with the common prefix cached; and what that took."""
         numbers = list(range(len(batch)))
         if len(batch) == 1 or not backend.has_prefix_cache:
-            return numbers
+            return numbers, Usage()
         program = self.trace()
+        if is_cut_short(program) and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "run_batch shares of %s only what comes before an argument's value is needed: %s",
+                self.__name__,
+                program.incomplete,
+            )
         try:
-            self._cache(program, backend)
+            _, used = self._cache(program, backend)
         except Exception:
-            return numbers  # only a help; the runs will meet what is wrong, and tell
+            return numbers, Usage()  # only a help; the runs will meet what is wrong, and tell
         keys = [sort_key(program, item) for item in batch]
-        return sorted(numbers, key=keys.__getitem__)
+        return sorted(numbers, key=keys.__getitem__), used
 
-    def _cache(self, program: ir.Program, backend: Backend) -> str:
+    def _cache(self, program: ir.Program, backend: Backend) -> tuple[str, Usage]:
         prompt = constant_prefix(program, backend.chat_format)
         if prompt is None or not backend.has_prefix_cache:
-            return ""
-        backend.prefill(prompt)
-        return prompt.text
+            return "", Usage()
+        return prompt.text, usage_of([backend.prefill(prompt)])
 
     def _by_name(self, item: Any) -> dict[str, Any]:
         if isinstance(item, Mapping):
@@ -255,3 +269,14 @@ class SglFunction:
         if len(item) > len(self.arg_names):
             raise TypeError(f"{self.__name__} takes {len(self.arg_names)} arguments, not {len(item)}: {item!r}")
         return dict(zip(self.arg_names, item, strict=False))
+
+
+def _counting(run: Callable[[], ProgramState], used: Usage) -> Callable[[], ProgramState]:
+    """The run, with what was used on its behalf."""
+
+    def counted() -> ProgramState:
+        state = run()
+        state.interpreter.executor.usage.add(used)
+        return state
+
+    return counted

@@ -13,7 +13,8 @@ class Usage:
     """Totals over requests; `+` adds two.
 
     Attributes:
-      num_requests: sent to the backend; `select` and what `fork` puts in the cache count as one each.
+      num_requests: sent to the backend; `select` and what `fork` puts in the cache count as one each. So does what
+        `run_batch` puts there, for the run that starts first: the sum over a batch's states is all that it sent.
       prompt_tokens: sent, over all requests.
       cached_tokens: of these, found in the prefix cache.
       completion_tokens: generated, those that a grammar forced included.

@@ -78,6 +78,37 @@ def test_a_failure_is_met_where_it_is_read():
         states[2]["answer"]
 
 
+def test_the_common_prefix_counts_in_the_run_that_starts_first():
+    backend = FakeBackend()
+    states = ask.run_batch(BATCH, backend=backend)
+    assert [state.usage().num_requests for state in states] == [1, 1, 1, 2]
+    total = sum((state.usage() for state in states), sgl.Usage())
+    assert total.prompt_tokens == sum(len(asked.text) for asked in backend.asked)
+
+
+def test_a_function_that_hides_what_its_runs_share(caplog: pytest.LogCaptureFixture):
+    @sgl.function
+    def loops(s, words):
+        s += "Words: "
+        for word in words:
+            s += word
+        s += sgl.gen("x")
+
+    @sgl.function
+    def asks_first(s, word):
+        s += word + sgl.gen("x")
+        if s["x"] == "ok":
+            s += "!"
+
+    batch = [(["a"],), (["b"],)]
+    for _ in range(2):
+        loops.run_batch(batch, backend=FakeBackend())
+        asks_first.run_batch([("a",), ("b",)], backend=FakeBackend())
+    (record,) = caplog.records
+    assert "run_batch shares of loops only what comes before" in record.getMessage()
+    assert "a loop over it needs the value" in record.getMessage()
+
+
 def test_a_wrong_item():
     with pytest.raises(TypeError, match="takes 2 arguments"):
         ask.run_batch([("a", "b", "c")], backend=FakeBackend())
