@@ -18,7 +18,7 @@ ROLES = tuple(f"{role}{end}" for role in ("system", "user", "assistant") for end
 METHODS = ("token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized")
 # Names by heading, with their modules below sgjax where they are not sgjax's own.
 SECTIONS = {
-    "Programs": ("function", "SglFunction", "ProgramError", "TraceError"),
+    "Programs": ("function", "SglFunction", "ProgramError", "ProgramCancelled", "TraceError"),
     "Generating": ("gen", "gen_int", "gen_string", "select", *METHODS, "separate_reasoning", "image", "video"),
     "Turns": ROLES,
     "States": ("ProgramState", "ProgramStateGroup", "Usage"),

@@ -18,6 +18,7 @@ from sgjax.types import GenerateOutput, QueueFull, Request, RequestError, Sampli
 if TYPE_CHECKING:
     from sgjax.engine import Engine
     from sgjax.lang import (
+        ProgramCancelled,
         ProgramError,
         ProgramState,
         ProgramStateGroup,
@@ -71,6 +72,7 @@ __all__ = [
     "GenerateOutput",
     "LiteLLM",
     "OpenAI",
+    "ProgramCancelled",
     "ProgramError",
     "ProgramState",
     "ProgramStateGroup",

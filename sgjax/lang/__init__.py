@@ -41,6 +41,7 @@ from sgjax.lang.choices import unconditional_likelihood_normalized as unconditio
 from sgjax.lang.default_backend import flush_cache as flush_cache
 from sgjax.lang.default_backend import get_server_info as get_server_info
 from sgjax.lang.default_backend import set_default_backend as set_default_backend
+from sgjax.lang.executor import ProgramCancelled as ProgramCancelled
 from sgjax.lang.executor import ProgramError as ProgramError
 from sgjax.lang.program import SglFunction as SglFunction
 from sgjax.lang.state import ProgramState as ProgramState

@@ -10,6 +10,8 @@ come gets a `ProgramError` with the cause.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +24,10 @@ from sgjax.lang.usage import UsageCounter
 
 class ProgramError(RuntimeError):
     """A value that never came, because a step of its program failed: `__cause__` says why, and the message where."""
+
+
+class ProgramCancelled(ProgramError):
+    """A value that never came, because its program was cancelled."""
 
 
 class Failure(NamedTuple):
@@ -74,6 +80,8 @@ class Executor:
         self._meta_info: dict[str, Any] = {}
         self._pending: dict[str, int] = {}  # queued tasks by the names they set; a known name stays, with 0
         self._changed = threading.Condition(threading.RLock())
+        self._num_calls = 0  # of the program's function, at work
+        self._num_streams = 0
         self._listeners: list[Callable[[], None]] = []
         self._queue: deque[Task] = deque()
         self._is_busy = False
@@ -159,6 +167,23 @@ class Executor:
         for task in dropped:
             if task.abandon is not None:
                 task.abandon(error)
+
+    def cancel(self) -> None:
+        """`fail`, unless everything has run."""
+        with self._changed:
+            if self._is_busy or self._body is not None or self._num_calls:
+                self.fail(ProgramCancelled("the program was cancelled"), "")
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """While the program's function runs there is more to come."""
+        with self._changed:
+            self._num_calls += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_calls -= 1
 
     def hold(self, thread: int) -> None:
         """A body runs in this thread (0: will run) while others may read: what they ask for may be yet to come."""
@@ -316,6 +341,8 @@ class Executor:
 
     def _program_error(self, what: str) -> ProgramError:
         assert self._error is not None
+        if isinstance(self._error, ProgramCancelled):
+            return ProgramCancelled(f"{what} cannot be read, because the program was cancelled")
         error = ProgramError(f"{what} cannot be read, because {self._failed_at} failed: {_short(self._error)}")
         error.__cause__ = self._error
         return error
@@ -356,6 +383,21 @@ class Executor:
                 yield text
             if is_done:
                 return
+
+    @contextlib.contextmanager
+    def streaming(self, abandon: Callable[[], None]) -> Iterator[None]:
+        """Calls `abandon` when the last of the streams that are being read is left before its end."""
+        with self._changed:
+            self._num_streams += 1
+        try:
+            yield
+        except (GeneratorExit, KeyboardInterrupt, asyncio.CancelledError):
+            if self._num_streams == 1:
+                abandon()
+            raise
+        finally:
+            with self._changed:
+                self._num_streams -= 1
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Calls it whenever something changes, from any thread, until `unlisten`."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from sgjax.lang import ir
-from sgjax.lang.backends.base import Backend, Completion
+from sgjax.lang.backends.base import Backend, Completion, EndsEarly
 from sgjax.lang.executor import Executor, Failure, Snapshot, Task
 from sgjax.lang.reasoning import separate
 from sgjax.lang.sampling import NOTHING_GIVEN
@@ -42,6 +44,10 @@ class Interpreter:
         self.backend = backend
         self.options = options
         self.executor = Executor(Transcript(backend.chat_format), threaded=options.threaded, usage=usage)
+        if isinstance(backend, EndsEarly):
+            self.backend = backend.until(self._has_failed)
+        self._forks_lock = threading.Lock()
+        self._forks: weakref.WeakSet[Interpreter] = weakref.WeakSet()
         self._scopes: list[tuple[str, int]] = []  # open ones, and where in the text they begin
         self._prefilled = ""  # the text that a request of this state has put in the prefix cache
         self._speculation: CompletionSpeculation | None = None
@@ -52,6 +58,17 @@ class Interpreter:
                 self._chat_speculation = ChatSpeculation(options.num_api_spec_tokens)
             else:
                 self._speculation = CompletionSpeculation(options.num_api_spec_tokens)
+
+    def _has_failed(self) -> bool:
+        return self.executor.error is not None
+
+    def cancel(self) -> None:
+        """Ends what this state and its forks have under way."""
+        self.executor.cancel()
+        with self._forks_lock:
+            forks = list(self._forks)
+        for fork in forks:
+            fork.cancel()
 
     # --- appending --------------------------------------------------------------------------------------------
 
@@ -224,6 +241,8 @@ class Interpreter:
         for _ in range(size):
             fork = Interpreter(self.backend, self.options, UsageCounter(self.executor.usage))
             fork.executor.start_from(start, known)
+            with self._forks_lock:
+                self._forks.add(fork)
             forks.append(fork)
         return forks, start
 

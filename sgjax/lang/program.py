@@ -129,6 +129,7 @@ class SglFunction:
           num_threads: how many run at a time; "auto" is 96, or 16 for each processor where that is more.
           progress_bar: shows one, by `tqdm`.
           generator_style: return an iterator, which yields each state as soon as it and those before it are done.
+            Closing it early cancels the runs that are not; so does an interrupt in any style.
           on_server: as for `run`: one request for each run.
 
         Returns:
@@ -136,8 +137,9 @@ class SglFunction:
         """
         found = backend_or_default(backend)
         batch = [self._by_name(item) for item in batch_kwargs]
-        runs = [self._batch_run({**sampling, **item}, found, on_server) for item in batch]
-        results = self._results(runs, batch, found, num_threads, progress_bar)
+        under_way = UnderWay()
+        runs = [self._batch_run({**sampling, **item}, found, on_server, under_way) for item in batch]
+        results = self._results(runs, batch, found, num_threads, progress_bar, under_way)
         return results if generator_style else list(results)
 
     def trace(self, *, backend: Any = None, needs_all: bool = False, **arguments: Any) -> ir.Program:
@@ -189,24 +191,31 @@ class SglFunction:
         return ProgramState(Interpreter(backend, options)), {**self.bind_arguments, **own}
 
     def _call(self, state: ProgramState, args: Sequence[Any], arguments: Mapping[str, Any]) -> None:
-        try:
-            state.ret_value = self.func(state, *args, **arguments)
-        except BaseException as error:
-            state.interpreter.executor.fail(error, f"the program {self.__name__}")
-            raise
+        executor = state.interpreter.executor
+        with executor.calling():
+            try:
+                state.ret_value = self.func(state, *args, **arguments)
+            except BaseException as error:
+                executor.fail(error, f"the program {self.__name__}")
+                state.cancel()  # its forks
+                raise
 
-    def _batch_run(self, item: dict[str, Any], backend: Backend, on_server: bool) -> Callable[[], ProgramState]:
+    def _batch_run(
+        self, item: dict[str, Any], backend: Backend, on_server: bool, under_way: UnderWay
+    ) -> Callable[[], ProgramState]:
         """One run of a batch, to be called when its turn has come."""
 
         def run() -> ProgramState:
             state, arguments = self._prepare(item, backend, stream=False, threaded=True)
             try:
-                begun = remote.begin(self.func, (), arguments, state, False) if on_server else None
-                if begun is not None:
-                    begun.start(stream=True)
-                else:
-                    self._call(state, (), arguments)
-                state.sync()
+                with state.interpreter.executor.calling():
+                    under_way.add(state)
+                    begun = remote.begin(self.func, (), arguments, state, False) if on_server else None
+                    if begun is not None:
+                        begun.start(stream=True)
+                    else:
+                        self._call(state, (), arguments)
+                    state.sync()
             except Exception:
                 pass  # the executor has it, for whoever reads
             return state
@@ -220,6 +229,7 @@ class SglFunction:
         backend: Backend,
         num_threads: Any,
         progress_bar: bool,
+        under_way: UnderWay,
     ) -> Iterator[ProgramState]:
         if not batch:
             return
@@ -233,7 +243,11 @@ class SglFunction:
             from tqdm import tqdm
 
             states = tqdm(states, total=len(batch), unit="program")
-        yield from states
+        try:
+            yield from states
+        except BaseException:  # nobody wants the others any more
+            under_way.cancel()
+            raise
 
     def _order(self, batch: list[dict[str, Any]], backend: Backend) -> tuple[list[int], Usage]:
         """The order in which to start, with the common prefix cached; and what that took."""
@@ -269,6 +283,28 @@ class SglFunction:
         if len(item) > len(self.arg_names):
             raise TypeError(f"{self.__name__} takes {len(self.arg_names)} arguments, not {len(item)}: {item!r}")
         return dict(zip(self.arg_names, item, strict=False))
+
+
+class UnderWay:
+    """The runs of a batch that have begun, to be cancelled together. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._states: list[ProgramState] = []
+        self._is_cancelled = False
+
+    def add(self, state: ProgramState) -> None:
+        with self._lock:
+            self._states.append(state)
+            is_late = self._is_cancelled
+        if is_late:
+            state.cancel()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._is_cancelled = True
+        for state in self._states:
+            state.cancel()
 
 
 def _counting(run: Callable[[], ProgramState], used: Usage) -> Callable[[], ProgramState]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -128,10 +128,15 @@ class RemoteRun:
     def _fill(self, counts: Mapping[str, int]) -> None:
         try:
             for event in self._events:
+                if self._executor.error is not None:  # cancelled: leaving ends it on the server
+                    break
                 self._take(event, counts)
         except Exception as error:
             self._executor.fail(error, _WHAT)
-        finally:  # after the failure is known: a name that nothing sets would be a KeyError else
+        finally:
+            if isinstance(self._events, Generator):
+                self._events.close()
+            # after the failure is known: a name that nothing sets would be a KeyError else
             self._executor.release()
 
     def _take(self, event: Event, counts: Mapping[str, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, Self
 
 from sgjax.lang import ir
@@ -278,19 +278,32 @@ class ProgramState(State):
         self._executor.sync()
         return self._executor.error
 
+    def cancel(self) -> None:
+        """Ends what this state and its forks have under way; what is behind it will not run.
+
+        A generation in an `Engine`, or one that streams, ends at its next token, others when they are done. Returns at
+        once. Reading what will never come raises `ProgramCancelled`; what is there can still be read. Does nothing
+        when everything has run.
+        """
+        self.interpreter.cancel()
+
     # --- streams ----------------------------------------------------------------------------------------------
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """The text, or a variable's, piece by piece as it comes (`run(..., stream=True)`; else a step at a time).
 
+        Leaving the last open stream of a state before its end cancels the program, since its reader has gone. A loop
+        that is left by `break` does so, too; a stream that is kept in a variable stays open.
+
         Raises:
           KeyError: nothing sets the variable.
           ProgramError: a step failed.
         """
-        return self._executor.pieces(var_name)
+        with self._executor.streaming(self.cancel):
+            yield from self._executor.pieces(var_name)
 
-    async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
-        """`text_iter` for an event loop.
+    async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncGenerator[Any]:
+        """`text_iter` for an event loop. Cancelling the task that reads it is leaving it.
 
         Args:
           return_meta_data: yield pairs of a piece and the variable's meta information so far.
@@ -304,17 +317,18 @@ class ProgramState(State):
 
         executor.listen(wake)
         try:
-            position, is_done = 0, False
-            while not is_done:
-                changed.clear()
-                text, is_done = executor.grown(var_name, position)
-                position += len(text)
-                if text and return_meta_data:
-                    yield text, executor.meta_info_now(var_name) if var_name is not None else None
-                elif text:
-                    yield text
-                elif not is_done:
-                    await changed.wait()
+            with executor.streaming(self.cancel):
+                position, is_done = 0, False
+                while not is_done:
+                    changed.clear()
+                    text, is_done = executor.grown(var_name, position)
+                    position += len(text)
+                    if text and return_meta_data:
+                        yield text, executor.meta_info_now(var_name) if var_name is not None else None
+                    elif text:
+                        yield text
+                    elif not is_done:
+                        await changed.wait()
         finally:
             executor.unlisten(wake)
 

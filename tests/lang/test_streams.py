@@ -80,10 +80,68 @@ async def test_an_event_loop_is_not_blocked():
     assert await collecting == "two"
 
 
-async def test_a_stream_can_be_left():
-    state = two.run(backend=FakeBackend(["one", "two"]), stream=True)
+def gated() -> tuple[FakeBackend, sgl.ProgramState]:
+    backend = FakeBackend(["one", "two"])
+    backend.gate.clear()
+    return backend, two.run(backend=backend, stream=True)
+
+
+async def test_leaving_the_last_stream_cancels():
+    backend, state = gated()
     stream = state.text_async_iter()
-    async for _ in stream:
-        break
+    assert await anext(stream) == "A:"
     await stream.aclose()
-    assert state["b"] == "two"
+    backend.gate.set()
+    with pytest.raises(sgl.ProgramCancelled, match="'b' cannot be read, because the program was cancelled"):
+        state["b"]
+    assert [asked.kind for asked in backend.asked] == ["stream"]
+
+
+async def test_cancelling_the_reading_task_cancels():
+    backend, state = gated()
+
+    async def read() -> None:
+        async for _ in state.text_async_iter("b"):
+            pass
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    backend.gate.set()
+    assert isinstance(state.error(), sgl.ProgramCancelled)
+
+
+def test_leaving_one_of_several_streams():
+    backend, state = gated()
+    first, second = state.text_iter(), state.text_iter()
+    assert next(first) == next(second) == "A:"
+    first.close()  # type: ignore[attr-defined]
+    backend.gate.set()
+    assert "".join(second) == "one B:two"
+
+
+def test_leaving_what_has_come_to_its_end():
+    state = two.run(backend=FakeBackend(["one", "two"]))
+    state.sync()
+    for _ in state.text_iter():
+        break
+    state.cancel()
+    assert state.text() == "A:one B:two"
+
+
+def test_forks_are_cancelled_with_their_parent():
+    backend = FakeBackend()
+    backend.gate.clear()
+    state = sgl.function(lambda s: s.append("a")).run(backend=backend)
+    forks = state.fork(2)
+    forks += sgl.gen("x")
+    forks.join()
+    forks[0].cancel()
+    assert forks[1].interpreter.executor.error is None
+    state.cancel()
+    backend.gate.set()
+    for one in (*forks, state):
+        with pytest.raises(sgl.ProgramCancelled):
+            one["x"]

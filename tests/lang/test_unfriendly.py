@@ -17,11 +17,21 @@ import sgjax
 import sgjax as sgl
 
 LONG = {"max_tokens": 300, "ignore_eos": True}
+ENDLESS = {"max_tokens": 480, "ignore_eos": True}
 
 
 @sgl.function
 def write(s, word="Hi", **options):
     s += f"All begin alike. {word} " + sgl.gen("x", **options)
+
+
+def assert_aborted(engine: sgjax.Engine, num_before: int) -> None:
+    """Everything at work is aborted: more than before."""
+    deadline = time.monotonic() + 10
+    while (stats := engine.stats()).num_running or stats.num_waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert stats.counters.num_aborted > num_before
 
 
 def interrupted(after_s: float, action: Callable[[], Any]) -> None:
@@ -65,10 +75,12 @@ def test_hundreds_of_branches(engine: sgjax.Engine):
 
 
 def test_a_batch_that_is_left(engine: sgjax.Engine):
-    batch = [{"word": str(i), **LONG} for i in range(60)]
+    num_aborted = engine.stats().counters.num_aborted
+    batch = [{"word": str(i), **(ENDLESS if i else LONG)} for i in range(60)]
     states = write.run_batch(batch, backend=engine, num_threads=4, generator_style=True)
     assert next(states)["x"]
     states.close()
+    assert_aborted(engine, num_aborted)
     write.run_batch(batch, backend=engine, generator_style=True)  # never begun
 
 
@@ -87,22 +99,51 @@ def test_an_interrupted_read(engine: sgjax.Engine):
 
 
 async def test_a_cancelled_reader(engine: sgjax.Engine):
-    """It alone ends: others may read the same state."""
-    state = write.run(backend=engine, stream=True, **LONG)
-    shown: list[str] = []
+    """It was the only one, so what it read is aborted."""
+    num_aborted = engine.stats().counters.num_aborted
+    state = write.run(backend=engine, stream=True, **ENDLESS)
+    shown = asyncio.Event()
 
     async def read() -> None:
-        async for piece in state.text_async_iter("x"):
-            shown.append(piece)  # noqa: PERF401 (while it goes on)
+        async for _ in state.text_async_iter("x"):
+            shown.set()
 
     reading = asyncio.create_task(read())
-    while not shown:
-        await asyncio.sleep(0.01)
+    await shown.wait()
     reading.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await reading
-    rest = await asyncio.to_thread(lambda: state["x"])
-    assert rest.startswith("".join(shown))
+    with pytest.raises(sgl.ProgramCancelled):
+        await asyncio.to_thread(lambda: state["x"])
+    assert_aborted(engine, num_aborted)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_cancelled_state(engine: sgjax.Engine, n: int):
+    num_aborted = engine.stats().counters.num_aborted
+    state = write.run(backend=engine, n=n, **ENDLESS)
+    while not engine.stats().num_running:
+        time.sleep(0.01)
+    state.cancel()
+    with pytest.raises(sgl.ProgramCancelled):
+        state["x"]
+    assert_aborted(engine, num_aborted)
+
+
+def test_an_interrupted_run(engine: sgjax.Engine):
+    num_aborted = engine.stats().counters.num_aborted
+
+    @sgl.function
+    def waits(s):
+        forks = s.fork(2)
+        forks += "Hi " + sgl.gen("x", **ENDLESS)
+        while not engine.stats().num_running:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        waits.run(backend=engine)
+    assert_aborted(engine, num_aborted)
 
 
 def test_pieces_are_whole_characters(engine: sgjax.Engine):

@@ -80,14 +80,14 @@ class ProgramEngine:
     def stream(
         self, *, input_ids: Sequence[int], sampling_params: SamplingParams, **options: Any
     ) -> Iterator[GenerateOutput]:
-        """As `Engine.stream`, for one sample."""
+        """As `Engine.stream`."""
         handle = self._submit(input_ids, sampling_params, options)
-        output = GenerateOutput(handle.request.rid, 0, handle.request.input_ids)
+        outputs = _new_outputs(handle)
         try:
             for delta in handle:
-                output.add(delta)
-                yield output
-            self._settle(handle, [output])
+                outputs[delta.index].add(delta)
+                yield outputs[delta.index]
+            self._settle(handle, outputs)
         finally:
             self._close([handle])
 
@@ -130,8 +130,7 @@ class ProgramEngine:
         return handle
 
     def _finished(self, handle: RequestHandle) -> list[GenerateOutput]:
-        request = handle.request
-        outputs = [GenerateOutput(request.rid, index, request.input_ids) for index in range(request.sampling.n)]
+        outputs = _new_outputs(handle)
         for delta in handle:
             outputs[delta.index].add(delta)
         self._settle(handle, outputs)
@@ -159,6 +158,11 @@ class ProgramEngine:
         if most is None:
             most = max(0, self._engine.info.context_length - len(request.input_ids))
         return most * request.sampling.n
+
+
+def _new_outputs(handle: RequestHandle) -> list[GenerateOutput]:
+    request = handle.request
+    return [GenerateOutput(request.rid, index, request.input_ids) for index in range(request.sampling.n)]
 
 
 class ProgramBackend(EngineBackend):

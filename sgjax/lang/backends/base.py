@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from sgjax.lang.chat_format import ChatFormat
@@ -67,6 +67,15 @@ class Backend(Protocol):
 
     def get_server_info(self) -> dict[str, Any]:
         """Settings and state; which keys there are differs between backends."""
+        ...
+
+
+@runtime_checkable
+class EndsEarly(Protocol):
+    """What a backend may have besides: requests that end when nobody wants their results any more."""
+
+    def until(self, is_over: Callable[[], bool]) -> Backend:
+        """The same backend, whose generations end soon after `is_over()` holds: they are aborted, and raise."""
         ...
 
 

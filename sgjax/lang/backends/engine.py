@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 from sgjax.errors import RequestError
 from sgjax.lang.backends.base import Completion, refuse_media
@@ -32,6 +33,7 @@ class EngineBackend:
 
     def __init__(self, engine: Any):
         self.engine = engine
+        self._is_over: Callable[[], bool] = lambda: False
         tokenizer = engine.tokenizer
         self._has_template = tokenizer.chat_template is not None
         self._bos = tokenizer.special_tokens.get("bos_token")
@@ -46,13 +48,24 @@ class EngineBackend:
         return self._format
 
     def generate(self, prompt: Prompt, sampling: Sampling) -> list[Completion]:
-        outputs = self.engine.generate(**self._request(prompt, sampling))
-        outputs = outputs if isinstance(outputs, list) else [outputs]
-        return [self._completion(output, sampling) for output in outputs]
+        outputs = {output.index: output for output in self._outputs(prompt, sampling)}
+        return [self._completion(outputs[index], sampling) for index in sorted(outputs)]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Completion]:
-        for output in self.engine.stream(**self._request(prompt, sampling)):
+        for output in self._outputs(prompt, sampling):
             yield self._completion(output, sampling)
+
+    def until(self, is_over: Callable[[], bool]) -> Self:
+        other = copy.copy(self)
+        other._is_over = is_over
+        return other
+
+    def _outputs(self, prompt: Prompt, sampling: Sampling) -> Iterator[GenerateOutput]:
+        """The samples so far, as they grow. Leaving early aborts the request."""
+        for output in self.engine.stream(**self._request(prompt, sampling)):
+            if self._is_over():
+                raise RuntimeError("nobody waits for the generation any more")
+            yield output
 
     def prefill(self, prompt: Prompt) -> dict[str, Any]:
         output = self.engine.generate(input_ids=self._ids(prompt), sampling_params=_SCORING)
