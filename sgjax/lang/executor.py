@@ -16,8 +16,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
+from sgjax.lang.task import Failure, Snapshot, Task
 from sgjax.lang.transcript import Prompt, Transcript
 from sgjax.lang.usage import UsageCounter
 
@@ -28,38 +29,6 @@ class ProgramError(RuntimeError):
 
 class ProgramCancelled(ProgramError):
     """A value that never came, because its program was cancelled."""
-
-
-class Failure(NamedTuple):
-    """In place of a value that a fork failed to give."""
-
-    error: BaseException
-
-
-class Task(NamedTuple):
-    """One step.
-
-    Attributes:
-      run: raises when it fails.
-      what: names it in errors.
-      sets: variables that have their values afterwards.
-      is_instant: it waits for nothing.
-      abandon: called instead of `run` when it never will be.
-    """
-
-    run: Callable[[], None]
-    what: str
-    sets: tuple[str, ...] = ()
-    is_instant: bool = False
-    abandon: Callable[[BaseException], None] | None = None
-
-
-class Snapshot(NamedTuple):
-    """A state at one moment: what a fork starts from."""
-
-    transcript: Transcript
-    variables: dict[str, Any]
-    meta_info: dict[str, Any]
 
 
 class Executor:

@@ -12,10 +12,11 @@ from typing import Any
 
 from sgjax.lang import ir
 from sgjax.lang.backends.base import Backend, Completion, EndsEarly
-from sgjax.lang.executor import Executor, Failure, Snapshot, Task
+from sgjax.lang.executor import Executor
 from sgjax.lang.reasoning import separate
 from sgjax.lang.sampling import NOTHING_GIVEN
 from sgjax.lang.speculation import ChatSpeculation, CompletionSpeculation
+from sgjax.lang.task import Failure, Snapshot, Task
 from sgjax.lang.transcript import Transcript
 from sgjax.lang.usage import UsageCounter, usage_of
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from sgjax.errors import RequestError
 from sgjax.lang import ir
-from sgjax.lang.executor import Executor, Task
+from sgjax.lang.executor import Executor
 from sgjax.lang.interpreter import Interpreter
 from sgjax.lang.program_check import check_program
 from sgjax.lang.program_json import Unsendable, decode_program, encode_program, encode_sampling
 from sgjax.lang.state import ProgramState
+from sgjax.lang.task import Task
 from sgjax.lang.tracing import trace
 from sgjax.lang.transcript import Transcript
 from sgjax.lang.transcript_json import load_transcript

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sgjax.lang import ir
-from sgjax.lang.executor import Executor, Failure, Task
+from sgjax.lang.executor import Executor
 from sgjax.lang.replay import Replay
 from sgjax.lang.state import ProgramState
+from sgjax.lang.task import Failure, Task
 from sgjax.types import RequestError
 from sgjax_server.programs.budget import Budget
 
