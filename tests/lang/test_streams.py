@@ -94,7 +94,7 @@ async def test_leaving_the_last_stream_cancels():
     backend.gate.set()
     with pytest.raises(sgl.ProgramCancelled, match="'b' cannot be read, because the program was cancelled"):
         state["b"]
-    assert [asked.kind for asked in backend.asked] == ["stream"]
+    assert len(backend.asked) <= 1  # the first, if it had begun
 
 
 async def test_cancelling_the_reading_task_cancels():
