@@ -7,9 +7,11 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sgjax_server.config import ServerConfig
+
+_MAX_HEAD_BYTES = 64 * 1024
 
 
 def uvicorn_options(config: ServerConfig, app: ASGIApp, **options: Any) -> uvicorn.Config:
@@ -33,14 +35,24 @@ def uvicorn_options(config: ServerConfig, app: ASGIApp, **options: Any) -> uvico
 
 
 def _protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
-    """Uvicorn's protocol, which alone would wait for ever for the rest of a request's head."""
+    """Uvicorn's protocol, which alone would wait for ever for the rest of a request's head, and gather any amount."""
 
     class Protocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _num_pending = (
+            0  # bytes taken in since a head was complete or a piece of a body came: of a head, or of trailers
+        )
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            self._num_pending += len(data)
+            super().data_received(data)
+            # Asked afterwards, since only the parser knows where a head ends: one that comes whole may be longer.
+            if self._num_pending > _MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse_head()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -48,11 +60,21 @@ def _protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
 
         def on_headers_complete(self) -> None:
             self._stop_timer()
+            self._num_pending = 0
             super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._num_pending = 0
+            super().on_body(body)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
             super().connection_lost(exc)
+
+        def _refuse_head(self) -> None:
+            if self.cycle is None or self.cycle.response_complete:  # else it would be in the middle of an answer
+                self.transport.write(STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
 
         def _await_head(self) -> None:
             self._stop_timer()

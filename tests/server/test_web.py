@@ -53,6 +53,7 @@ async def _answer(port: int, *parts: bytes) -> bytes:
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 BODY = b'{"text": "a"}'
+REFUSED_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 WHOLE = HEAD + b"Content-Length: 13\r\n\r\n" + BODY
 
 
@@ -63,6 +64,29 @@ async def test_a_head_that_does_not_arrive(engine: FakeEngine, begun: bytes):
         kept_alive = await _answer(port, WHOLE, begun or b"G")
         assert b"Hello world" in kept_alive
         assert kept_alive.count(b"HTTP/1.1") == 1
+
+
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\nd\r\n" + BODY + b"\r\n0\r\n"
+
+
+@pytest.mark.parametrize("begun", [HEAD, WHOLE + HEAD, CHUNKED], ids=["head", "next head", "trailers"])
+async def test_a_header_without_end(engine: FakeEngine, begun: bytes):
+    async with _serving(engine) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begun + b"X: ")
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            async with asyncio.timeout(5):
+                while True:
+                    writer.write(b"a" * 0x10000)
+                    await writer.drain()
+        writer.close()
+
+
+async def test_a_head_that_is_too_long(engine: FakeEngine):
+    async with _serving(engine) as port:
+        longest = HEAD + b"Connection: close\r\nX: " + b"a" * 60_000
+        assert await _answer(port, longest + b"a" * 6000) == REFUSED_HEAD
+        assert b"Hello world" in await _answer(port, longest, b"\r\nContent-Length: 13\r\n\r\n" + BODY)
 
 
 async def test_a_head_in_time(engine: FakeEngine):
