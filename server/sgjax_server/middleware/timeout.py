@@ -23,7 +23,6 @@ class LimitTime:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         has_started = False
-        timeout = asyncio.timeout(self._timeout_s)
 
         async def noting_send(message: Message) -> None:
             nonlocal has_started
