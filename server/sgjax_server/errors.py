@@ -132,7 +132,7 @@ def error_response(path: str, error: ApiError) -> Response:
             headers["WWW-Authenticate"] = "Bearer"
         case 429 | 503:
             headers["Retry-After"] = "1"
-        case 408 | 413:
+        case 408 | 413 | 415:
             headers["Connection"] = "close"  # what is left of the body is not read
         case 500:
             headers["Connection"] = "close"  # uvicorn closes it, and a client must not ask again on it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gzip
 import json
 from collections.abc import AsyncIterator
 
@@ -94,6 +95,39 @@ async def test_fields_that_are_nested_deeply(engine: FakeEngine, path: str, dept
 async def test_numbers_that_are_none(engine: FakeEngine, path: str):
     numbers = ["NaN", "Infinity", "-Infinity", "1e999", "9" * 4000, "-1", "1e-400"]
     await _each_field_takes(engine, path, [*numbers, *(f"[{n}]" for n in numbers), *(f'{{"a":{n}}}' for n in numbers)])
+
+
+@pytest.mark.parametrize("path", _routes())
+async def test_lone_surrogates(engine: FakeEngine, path: str):
+    """They are refused in every field; what only looks like one is not."""
+    async with _client(engine) as client:
+        for field in _fields(path):
+            for text in (b"\\udfff", b"\\uD800x", b"\\\\\\ud83d", b"\\ude00\\ud83d", b"\xed\xbf\xbf"):
+                content = b'{"%s":[{"a":"%s"}]}' % (field.encode(), text)
+                for body in (content, content.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass")):
+                    response = await client.post(path, content=body, headers=JSON)
+                    assert (response.status_code, _message(response.json())) == (400, f"{field}: is not valid Unicode")
+
+
+@pytest.mark.parametrize("text", [r"\ud83d\ude00", r"\\ud83d", "😀", "\ud7a3"])
+async def test_text_that_looks_like_lone_surrogates(engine: FakeEngine, text: str):
+    async with _client(engine) as client:
+        response = await client.post("/generate", content=f'{{"text": "{text}"}}', headers=JSON)
+        assert response.status_code == 200
+    assert bytes(engine.submitted[0].input_ids).decode() == json.loads(f'"{text}"')
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/messages", "/api/chat"])
+async def test_compressed(engine: FakeEngine, path: str):
+    async with _client(engine) as client:
+        headers = {**JSON, "Content-Encoding": "gzip"}
+        response = await client.post(path, content=gzip.compress(b'{"text": "a"}'), headers=headers)
+        assert (response.status_code, response.headers["connection"]) == (415, "close")
+        assert _message(response.json()).startswith("Content-Encoding: 'gzip' is not supported")
+        fine = await client.post(
+            "/generate", content=b'{"text": "a"}', headers={**JSON, "Content-Encoding": "identity"}
+        )
+        assert fine.status_code == 200
 
 
 async def _each_field_takes(engine: FakeEngine, path: str, values: list[str]) -> None:

@@ -97,7 +97,7 @@ async def test_body_that_is_no_json_object(client, content: bytes):
         ("/generate", {"text": "\ud800"}, "text"),
         ("/generate", {"text": "a", "rid": "\ud800"}, "rid"),
         ("/generate", {"text": "a", "\ud800": 1}, None),
-        ("/generate", {"text": "a", "sampling_params": {"\ud800": 1}}, "?"),
+        ("/generate", {"text": "a", "sampling_params": {"\ud800": 1}}, "sampling_params"),
         ("/v1/completions", {"prompt": "\ud800"}, "prompt"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
     ],

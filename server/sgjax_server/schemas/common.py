@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -18,17 +17,7 @@ from pydantic import (
 
 from sgjax.types import RequestError
 
-
-def _encodable(text: str) -> str:
-    """Refuses lone surrogates, which JSON can write but no answer could repeat."""
-    text.encode()
-    return text
-
-
-UnicodeText = Annotated[str, AfterValidator(_encodable)]
-"""A text that an answer may repeat."""
-
-RequestId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_encodable)]
+RequestId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 """A request's id from the client, echoed in the answer."""
 
 

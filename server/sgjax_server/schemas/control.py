@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sgjax.types import RequestError
 from sgjax_server.engine_api import PauseMode
-from sgjax_server.schemas.common import ApiModel, UnicodeText
+from sgjax_server.schemas.common import ApiModel
 
 
 class AbortRequest(ApiModel):
@@ -40,8 +40,8 @@ class UpdateWeightsRequest(ApiModel):
     # How the work is done, not what it comes to.
     IGNORED = frozenset({"is_async", "torch_empty_cache", "recapture_cuda_graph", "token_step"})
 
-    model_path: UnicodeText = Field(min_length=1)
-    weight_version: UnicodeText | None = Field(None, min_length=1, max_length=256)
+    model_path: str = Field(min_length=1)
+    weight_version: str | None = Field(None, min_length=1, max_length=256)
     load_format: Literal["auto"] | None = None
     abort_all_requests: bool = False
     keep_pause: bool = False
@@ -63,4 +63,4 @@ class ProfileRequest(ApiModel):
         | {"detailed_annotations"}
     )
 
-    output_dir: UnicodeText | None = Field(None, min_length=1)
+    output_dir: str | None = Field(None, min_length=1)
