@@ -60,6 +60,8 @@ class ClockRunner:
       waited_s: how long it had nothing to do because masks were missing.
     """
 
+    waited_s = 0.0
+
     def __init__(self, step_s: float, outputs: Mapping[str, np.ndarray]):
         self.step_s = step_s
         self.outputs = outputs

@@ -12,6 +12,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from sgjax_server.config import ServerConfig
 
 _MAX_HEAD_BYTES = 64 * 1024
+# Requests that draining leaves unfinished are told so; this is for their answers to get out.
+_LAST_WORDS_S = 3
 
 
 def uvicorn_options(config: ServerConfig, app: ASGIApp, **options: Any) -> uvicorn.Config:
@@ -25,7 +27,7 @@ def uvicorn_options(config: ServerConfig, app: ASGIApp, **options: Any) -> uvico
         "access_log": config.log_level == "debug",
         "http": _protocol(config.request_body_timeout_s),
         "ws": "none",
-        "timeout_graceful_shutdown": config.drain_timeout,
+        "timeout_graceful_shutdown": config.drain_timeout + _LAST_WORDS_S,
         "server_header": False,
         "ssl_certfile": config.ssl_certfile,
         "ssl_keyfile": config.ssl_keyfile,

@@ -11,6 +11,7 @@ import atexit
 import collections
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -45,6 +46,8 @@ class StepCompiler:
         self.complete = False
         self.failure: BaseException | None = None
         self.num_late = 0
+        self._waited_s = 0.0
+        self._waits_since_s: float | None = None
 
     @property
     def num_by_kind(self) -> dict[str, int]:
@@ -61,6 +64,19 @@ class StepCompiler:
         found = self._ready.get(key)
         if found is not None:
             return found
+        self._waits_since_s = time.monotonic()
+        try:
+            return self._compile_late(key)
+        finally:
+            self._waited_s, self._waits_since_s = self.waited_s, None
+
+    @property
+    def waited_s(self) -> float:
+        """How long steps have waited for executables in all, the one that waits now included."""
+        since_s = self._waits_since_s
+        return self._waited_s + (0.0 if since_s is None else time.monotonic() - since_s)
+
+    def _compile_late(self, key: Hashable) -> Any:
         if self.complete:
             self.num_late += 1
             _logger.warning("compiling while serving: %s was not among the buckets", key)

@@ -43,6 +43,7 @@ class EngineCore:
         self._observer = observer
         self._in_flight: tuple[Batch, StepHandle] | None = None
         self._started_s: float | None = None  # of the last step, until there is nothing to do
+        self._waited_s = 0.0
         self._at_work: tuple[Batch, PackedStep] | None = None
         self._collected_s = 0.0
 
@@ -60,7 +61,7 @@ class EngineCore:
 
     def step(self) -> list[TokenEvent]:
         """Launches the next step and commits the one before; without overlap, the same one."""
-        self._started_s = time.monotonic()
+        self._started_s, self._waited_s = time.monotonic(), self.runner.waited_s
         events = self._step()
         self._note_idle()
         return events
@@ -97,7 +98,8 @@ class EngineCore:
         batch, packed = at_work
         shape = len(packed.token_ids), len(packed.kv_lens), packed.page_table.shape[1]
         rids = tuple(row.seq.request.rid for row in batch.rows)
-        return StepReport(time.monotonic() - started_s, batch.kind, shape, rids)
+        waited_s = self.runner.waited_s - self._waited_s  # for a compiler, which may take minutes
+        return StepReport(time.monotonic() - started_s - waited_s, batch.kind, shape, rids)
 
     def _launch(self) -> tuple[Batch, StepHandle] | None:
         batch = self.scheduler.schedule()

@@ -112,6 +112,11 @@ class OutputProcessor:
         self._tokenizer = tokenizer
         self._handles: dict[str, RequestHandle] = {}
         self._samples: dict[tuple[str, int], _Sample] = {}
+        self._num_open: dict[str, int] = {}  # samples of each request
+
+    def __contains__(self, rid: str) -> bool:
+        """Whether a request is registered, and has neither ended nor been refused."""
+        return rid in self._handles
 
     def open(self, handle: RequestHandle) -> Callable[[], None]:
         """What registers a handle, to be called before its first event. Any thread may call this.
@@ -124,6 +129,7 @@ class OutputProcessor:
 
         def register() -> None:
             self._handles[request.rid] = handle
+            self._num_open[request.rid] = len(samples)
             for index, sample in enumerate(samples):
                 self._samples[request.rid, index] = sample
 
@@ -154,9 +160,9 @@ class OutputProcessor:
 
     def _forget_sample(self, event: TokenEvent) -> None:
         del self._samples[event.rid, event.index]
-        num_samples = self._handles[event.rid].request.sampling.n
-        if not any((event.rid, index) in self._samples for index in range(num_samples)):
-            del self._handles[event.rid]
+        self._num_open[event.rid] -= 1
+        if not self._num_open[event.rid]:
+            del self._handles[event.rid], self._num_open[event.rid]
 
     def _delta(self, event: TokenEvent, request: Request, stops: list[Stop]) -> OutputDelta | None:
         """What to deliver now; None when a stop was found and the engine's last event is awaited."""
@@ -224,6 +230,7 @@ class OutputProcessor:
     def refused(self, rid: str, error: Refusal) -> None:
         """Ends a request that never began."""
         handle = self._handles.pop(rid)
+        del self._num_open[rid]
         for index in range(handle.request.sampling.n):
             del self._samples[rid, index]
         _put(handle, error)
@@ -232,8 +239,8 @@ class OutputProcessor:
         """Every open request gets the error."""
         for handle in self._handles.values():
             _put(handle, error)
-        self._handles.clear()
-        self._samples.clear()
+        for held in (self._handles, self._samples, self._num_open):
+            held.clear()
 
 
 def _put(handle: RequestHandle, error: Refusal) -> None:

@@ -75,6 +75,11 @@ class Runner:
         )
         self.compiler = StepCompiler(lowering.compile)
 
+    @property
+    def waited_s(self) -> float:
+        """How long steps have waited for executables in all."""
+        return self.compiler.waited_s
+
     # --- running ----------------------------------------------------------------------------------------------
 
     def launch(self, step: PackedStep) -> StepHandle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class TokenEngine:
         self._metrics = built.metrics
         self._eos_token_ids = built.tokenizer.eos_token_ids
         self._rng = np.random.default_rng(self.config.random_seed)
+        self._weights_lock = threading.Lock()
         self._loop = EngineLoop(built.core, sink, max_queued=self.config.max_queued_requests)
         # Also when nobody closes it: threads at work in native code while the interpreter ends would abort the process.
         # Registered after jax's own clean-up, and so run before it, which a finalizer's own hook would not be.
@@ -198,6 +200,10 @@ class TokenEngine:
         Raises:
           RequestError: the checkpoint cannot be read or is not of this architecture; the old weights go on serving.
         """
+        with self._weights_lock:
+            return self._update_weights(model_path, weight_version or model_path)
+
+    def _update_weights(self, model_path: str, version: str) -> str:
         runner = self._core.runner
         try:
             loaded = load_model(self.config.replace(model_path=model_path, load_format="auto"))
@@ -205,7 +211,6 @@ class TokenEngine:
             raise RequestError("model_path", str(error)) from None
         if loaded.config != runner.model.config:
             raise RequestError("model_path", f"{model_path} is not of the architecture and sizes that are served")
-        version = weight_version or model_path
 
         def swap() -> None:
             self._retract()

@@ -120,6 +120,22 @@ def test_a_step_at_work_reports_its_requests_and_shape(engine: sgjax.Engine, mon
     assert idle(engine)
 
 
+def test_waiting_for_a_compiler_is_not_hanging(engine: sgjax.Engine, monkeypatch):
+    compiler = engine._core.runner.compiler
+    compile_key, seconds = compiler._compile_key, []
+
+    def slow(key):
+        time.sleep(2.0)
+        report = engine.step_report()
+        seconds.append(report and report.seconds)
+        return compile_key(key)
+
+    monkeypatch.setattr(compiler, "_compile_key", slow)
+    engine.generate("Hello", {"max_new_tokens": 1, "ignore_eos": True}, return_logprob=True, logprob_start_len=0)
+    assert seconds
+    assert max(seconds) < 2.0
+
+
 def test_a_trace_is_written(engine: sgjax.Engine, tmp_path: Path):
     with pytest.raises(RequestError, match="profile"):
         engine.stop_profile()

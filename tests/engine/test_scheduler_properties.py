@@ -104,6 +104,8 @@ class FakeHandle:
 class FakeRunner:
     """Keeps, per token in a page, the token and the state after it. Steps run at launch, results are read later."""
 
+    waited_s = 0.0
+
     def __init__(self, num_pages: int, num_slots: int):
         self.tokens = [-1] * (num_pages * PAGE_SIZE)
         self.states = [-1] * (num_pages * PAGE_SIZE)

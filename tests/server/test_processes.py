@@ -10,6 +10,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -73,6 +74,21 @@ def test_told_to_stop_it_finishes_what_is_at_work(flags: list[str]):
         assert done == "data: [DONE]"
         assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         assert server.process.wait(30) == 0
+    assert not any("Traceback" in line for line in server.log)
+
+
+def test_what_takes_longer_than_draining_may_is_told_so(flags: list[str]):
+    with served(*flags, "--drain-timeout", "1") as server, ThreadPoolExecutor() as threads:
+        with streaming(server, n=64, max_tokens=None) as lines:
+            whole = threads.submit(server.complete, n=64, max_tokens=400)
+            until(lambda: stats(server)["num_running"] + stats(server)["num_waiting"] >= 100)
+            server.process.send_signal(signal.SIGTERM)
+            *_, error, _ = lines
+        answer = whole.result(30)
+        assert server.process.wait(30) == 0
+    told = json.loads(error.removeprefix("data: ")), answer.json()
+    assert ["the server is stopping" in one["error"]["message"] for one in told] == [True, True]
+    assert answer.status_code == 503
     assert not any("Traceback" in line for line in server.log)
 
 

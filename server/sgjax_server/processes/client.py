@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from sgjax_server.processes.messages import Abort, Call, ControlName, Failed, Re
 
 if TYPE_CHECKING:
     from sgjax.text import Tokenizer
-    from sgjax.types import Request
+    from sgjax.types import Request, TokenEvent
     from sgjax_server.engine_api import PauseMode
+
+_logger = logging.getLogger(__name__)
 
 
 class EngineClient:
@@ -41,7 +44,6 @@ class EngineClient:
         self.failure: Exception | None = None
         self._worker = worker
         self._outputs = OutputProcessor(tokenizer)
-        self._live: dict[str, int] = {}  # samples of each request that have not ended
         self._calls: dict[int, asyncio.Future[msgspec.Raw]] = {}
         self._numbers = itertools.count()
         self._loop = asyncio.get_running_loop()
@@ -79,9 +81,8 @@ class EngineClient:
     def _begin(self, request: Request, register: Callable[[], None]) -> None:
         if not self.is_alive:
             raise EngineError(str(self.failure or "the engine is closed"))
-        if request.rid in self._live:
+        if request.rid in self._outputs:
             raise RequestError("rid", f"{request.rid!r} is in use by a live request")
-        self._live[request.rid] = request.sampling.n
         register()
         self._send(Submit(self._worker, request, time.monotonic()))
 
@@ -109,34 +110,34 @@ class EngineClient:
     # --- the engine's messages --------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
-        while True:
-            message = messages.decode_from_engine(await self._in.recv())
-            match message:
-                case Step(events):
-                    self._process(events)
-                case Started(rid):
-                    self._outputs.started(rid)
-                case Refused(rid, error):
-                    self._refuse(rid, error.exception())
-                case Reply(number):
-                    self._answer(number, message)
-                case Failed(text):
-                    self.fail(text)
-                    return
+        try:
+            while self.is_alive:
+                self._take(messages.decode_from_engine(await self._in.recv()))
+        except Exception as error:  # a defect: whoever waits must hear of it all the same
+            _logger.exception("a message of the engine could not be taken")
+            self.fail(f"a message of the engine could not be taken: {error!r}")
 
-    def _process(self, events: list) -> None:
+    def _take(self, message: Started | Refused | Step | Reply | Failed) -> None:
+        match message:
+            case Step(events):
+                self._process(events)
+            case Started(rid):
+                self._outputs.started(rid)
+            case Refused(rid, error):
+                self._refuse(rid, error.exception())
+            case Reply(number):
+                self._answer(number, message)
+            case Failed(text):
+                self.fail(text)
+
+    def _process(self, events: list[TokenEvent]) -> None:
         # Events for what this process did not ask belong to one that died and was replaced by it.
-        events = [event for event in events if event.rid in self._live]
-        for event in events:
-            if event.finish is not None:
-                self._live[event.rid] -= 1
-                if not self._live[event.rid]:
-                    del self._live[event.rid]
-        for stop in self._outputs.process(events):
+        known = [event for event in events if event.rid in self._outputs]
+        for stop in self._outputs.process(known):
             self._send(Abort(stop.rid, stop.index, stop.reason))
 
     def _refuse(self, rid: str, error: Refusal) -> None:
-        if self._live.pop(rid, None) is not None:
+        if rid in self._outputs:
             self._outputs.refused(rid, error)
 
     def _answer(self, number: int, reply: Reply) -> None:
@@ -152,7 +153,6 @@ class EngineClient:
         """Ends every request and call with an EngineError. In the event loop."""
         if self.failure is None:
             self.failure = EngineError(message)
-        self._live.clear()
         self._outputs.failed(EngineError(message))
         for future in self._calls.values():
             if not future.done():

@@ -114,6 +114,8 @@ class EngineServer:
                 self._submit(message)
             case Abort(rid, index, reason):
                 self._engine.abort(rid, index, reason)
+            case Call(method="metrics"):  # it waits for nothing, so that it also tells of an engine that hangs
+                self._call(message)
             case Call():
                 self._controls.submit(self._call, message)
 

@@ -62,6 +62,12 @@ class HttpProcess:
     def _stop(self, _: asyncio.Task) -> None:
         self._server.should_exit = True
         self._app.state.live.close()
+        asyncio.get_running_loop().call_later(self._launch.config.drain_timeout, self._give_up)
+
+    def _give_up(self) -> None:
+        """Ends what draining did not get done, with an error that says so."""
+        if self._engine is not None:
+            self._engine.fail(f"the server is stopping, and waits no longer than {self._launch.config.drain_timeout} s")
 
     async def _obey_supervisor(self) -> None:
         """Follows the supervisor's lines, until one says stop or they end."""

@@ -123,6 +123,7 @@ class Supervisor:
         workers = [asyncio.create_task(self._keep_worker(number)) for number in range(self._config.http_workers)]
         try:
             await self._stopping.wait()
+            self._listener.close()  # so that new clients are refused, and do not wait for somebody who will not come
             for worker in self._workers.values():
                 worker.tell(Drain())
             await asyncio.gather(*workers)  # each ends within the time that draining may take
