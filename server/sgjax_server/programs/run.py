@@ -20,6 +20,7 @@ from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.programs.budget import Budget
 from sgjax_server.programs.engine import ProgramBackend, ProgramEngine
 from sgjax_server.programs.replay import Branch, ProgramReplay
+from sgjax_server.schemas.errors import ErrorDetails
 
 if TYPE_CHECKING:
     from sgjax_server.engine_api import ServedEngine
@@ -50,7 +51,7 @@ class ProgramFailed(ApiError):
 
     def __init__(self, status: int, message: str, *, at: str, variable: str | None, state: int):
         what = f"variable {variable!r}: " if variable is not None else ""
-        details = {"variable": variable, "state": state}
+        details = ErrorDetails(variable=variable, state=state)
         super().__init__(status, f"{at}: {what}{message}", param=at, code="program_failed", details=details)
 
 
