@@ -34,7 +34,9 @@ async def client(engine: FakeEngine):
 def client_of(engine: FakeEngine, config: ServerConfig | None = None) -> httpx.AsyncClient:
     """A client of an application with its own settings."""
     app = create_app(EngineHost(engine), config or ServerConfig())  # type: ignore[arg-type]
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://localhost"
+    )
 
 
 @pytest.fixture

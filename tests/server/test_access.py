@@ -104,7 +104,7 @@ async def test_every_route_with_the_tag_needs_the_admin_key(engine: FakeEngine):
     ("headers", "status"),
     [
         ({}, 200),
-        ({"Origin": "http://test", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Sec-Fetch-Site": "none"}, 200),  # a bookmark
         ({"Origin": "https://a.example"}, 200),
         ({"Origin": "https://b.example"}, 403),
@@ -118,6 +118,31 @@ async def test_pages_of_other_sites_control_nothing(engine: FakeEngine, headers:
     async with _client(engine, cors_allow_origins=("https://a.example",)) as client:
         assert (await client.get("/flush_cache", headers=headers)).status_code == status
     assert engine.num_flushes == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "status"),
+    [
+        ("localhost:30000", {}, 200),
+        ("127.0.0.1:30000", {}, 200),
+        ("[::1]:30000", {}, 200),
+        ("evil.example", {}, 403),
+        ("127.0.0.1.evil.example:30000", {}, 403),
+        ("localhost.evil.example", {}, 403),
+        ("", {}, 403),
+        ("evil.example", {"host": "::1"}, 403),
+        ("server.example", {"host": "0.0.0.0"}, 200),
+        ("server.example", {"admin_api_key": "admin"}, 200),
+        ("server.example", {"api_key": "admin"}, 200),
+    ],
+)
+async def test_a_name_that_was_made_to_lead_here(engine: FakeEngine, host: str, settings: dict, status: int):
+    """Its pages are of the same origin, as the browser sees it."""
+    headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin", **_bearer("admin")}
+    async with _client(engine, **settings) as client:
+        response = await client.post("/flush_cache", headers=headers)
+    assert response.status_code == status
+    assert status == 200 or response.json()["error"]["code"] == "other_host"
 
 
 async def test_no_body_is_read_for_a_stranger(engine: FakeEngine):

@@ -77,7 +77,7 @@ async def test_wrong_content_type(engine: FakeEngine, path: str):
     async with _client(engine) as client:
         for kind in (None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "?"):
             # Ollama's routes ask for no type, but of a browser.
-            headers = {"Origin": "http://test"} | ({} if kind is None else {"Content-Type": kind})
+            headers = {"Origin": "http://localhost"} | ({} if kind is None else {"Content-Type": kind})
             response = await client.post(path, content=b'{"text": "a"}', headers=headers)
             assert response.status_code == 400, kind
             assert "application/json" in _message(response.json()), kind

@@ -7,6 +7,7 @@ with `control_router()`; a single such route in another module takes `dependenci
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -26,6 +27,10 @@ async def _may_control(request: Request) -> None:
     config: ServerConfig = request.app.state.config
     if _is_of_another_site(request, config):
         raise ApiError(403, "pages of other sites may not control the server", code="other_site")
+    if not (config.api_key or config.admin_api_key) and is_loopback(config.host) and not names_loopback(request):
+        # To a browser a page whose name was made to lead here is of the same origin; only its name gives it away.
+        message = "without a key, control routes are only for who calls this server localhost or by a loopback address"
+        raise ApiError(403, message, code="other_host")
     if config.admin_api_key is not None and not presents_admin_key(config, request.scope):
         raise ApiError(401, "this route controls the server: it needs the admin key", code="invalid_api_key")
 
@@ -42,6 +47,23 @@ def control_router(**options: Any) -> APIRouter:
 def presents_admin_key(config: ServerConfig, scope: Scope) -> bool:
     """Whether there is an admin key and a request brings it."""
     return config.admin_api_key is not None and _presents(scope, (config.admin_api_key,))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address leads to the machine itself, wherever it is looked up."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def names_loopback(request: Request) -> bool:
+    """Whether the client calls the server by a name that means its own machine."""
+    host = request.headers.get("host", "")
+    # Of "[::1]:30000", "::1".
+    return is_loopback(host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0])
 
 
 def _is_of_another_site(request: Request, config: ServerConfig) -> bool:

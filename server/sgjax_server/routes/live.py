@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from fastapi import APIRouter, Request, Response
 
 from sgjax_server.config import ServerConfig
 from sgjax_server.errors import ApiError
 from sgjax_server.live_feed import LiveFeed
-from sgjax_server.middleware.access import presents_admin_key
+from sgjax_server.middleware.access import is_loopback, names_loopback, presents_admin_key
 from sgjax_server.middleware.timeout import taken_timeout
 from sgjax_server.routes.context import ContextDep
 
@@ -41,21 +39,7 @@ def _may_see_texts(config: ServerConfig, request: Request) -> bool:
         return config.live_view == "full"
     if config.admin_api_key is not None:
         return presents_admin_key(config, request.scope)
-    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    origin = request.headers.get("origin")
     is_direct = not any(name in request.headers for name in _FORWARDED)
-    is_ours = origin is None or origin.partition("://")[2] == host
-    return is_direct and is_ours and _is_loopback(config.host) and _is_loopback(_without_port(host))
-
-
-def _without_port(host: str) -> str:
-    """Of "[::1]:30000", "::1"."""
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    is_ours = origin is None or origin.partition("://")[2] == request.headers.get("host")
+    return is_direct and is_ours and is_loopback(config.host) and names_loopback(request)
