@@ -141,7 +141,13 @@ class GenerateRequest(ApiModel):
 
 def _sampling_params(values: Mapping[str, Any]) -> SamplingParams:
     """SGLang's clients send null for what they leave open, parameters that sgjax lacks included."""
-    has_meaning = {name: value for name, value in values.items() if value is not None or name == "max_new_tokens"}
+    if values.get("custom_params"):
+        raise RequestError("custom_params", "not supported")
+    has_meaning = {
+        name: value
+        for name, value in values.items()
+        if (value is not None or name == "max_new_tokens") and name != "custom_params"
+    }
     return SamplingParams.from_dict(has_meaning)
 
 
