@@ -11,10 +11,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 import sgjax
 from sgjax.types import QueueFull, RequestError
 from sgjax_server.schemas.errors import AnthropicError, ErrorDetails, OllamaError, OpenAIError
+from sgjax_server.validation import describe, path_of
 
 log = logging.getLogger(__name__)
 
@@ -145,11 +148,21 @@ def add_error_handlers(app: FastAPI) -> None:
     async def respond(request: Request, error: Exception) -> Response:
         if isinstance(error, ClientGone):
             return Response(status_code=499)
-        return error_response(request.url.path, as_api_error(error))
+        response = error_response(request.url.path, as_api_error(error))
+        if response.status_code == 405:
+            response.headers["Allow"] = ", ".join(_methods(app, request.scope))
+        return response
 
     expected = (ApiError, RequestError, QueueFull, sgjax.EngineError, RequestValidationError, HTTPException, ClientGone)
     for kind in (*expected, Exception):
         app.add_exception_handler(kind, respond)
+
+
+def _methods(app: FastAPI, scope: Scope) -> list[str]:
+    """What a path may be asked with; Starlette names only the methods of the first route that has the path."""
+    methods = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+    scopes = [{**scope, "method": method} for method in methods]
+    return [tried["method"] for tried in scopes if any(route.matches(tried)[0] is Match.FULL for route in app.routes)]
 
 
 def _unreadable(error: Exception) -> str:
@@ -169,7 +182,7 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     for finding in findings:
         cause = finding.get("ctx", {}).get("error")
         if isinstance(cause, RequestError):
-            holders = [str(part) for part in finding["loc"][1:]]  # of a nested object, the request's own field first
+            holders = path_of(finding, error.body)  # of a nested object, the request's own field first
             param = holders[0] if holders else cause.field
             return ApiError(400, f"{'.'.join([*holders, cause.field])}: {cause.message}", param=param)
     if isinstance(error.body, bytes):
@@ -180,16 +193,5 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
     if param is None:
         return ApiError(400, f"the body: {first['msg']}")
-    lines = [
-        f"{'.'.join(str(part) for part in finding['loc'][1:])}: {_reason(finding)}"
-        for finding in findings
-        if len(finding["loc"]) > 1 and str(finding["loc"][1]) == param
-    ]
-    return ApiError(400, "; ".join(lines[:4]), param=param)
-
-
-def _reason(finding: Mapping[str, Any]) -> str:
-    """Pydantic's, but for a kind of object that is not known: it calls that a tag."""
-    if finding["type"] == "union_tag_invalid":
-        return f"{finding['ctx']['tag']!r} is not supported, only {finding['ctx']['expected_tags']}"
-    return finding["msg"]
+    about = [finding for finding in findings if len(finding["loc"]) > 1 and str(finding["loc"][1]) == param]
+    return ApiError(400, describe(about, error.body), param=param)

@@ -84,6 +84,52 @@ async def test_refused(client, engine: FakeEngine, url: str, body: dict, param: 
     assert {request.rid for request in engine.submitted} == set(engine.aborted)
 
 
+@pytest.mark.parametrize(
+    ("url", "body", "message"),
+    [
+        ("/v1/chat/completions", {**HELLO, "stop": 5}, "stop: must be a string or a list"),
+        ("/v1/chat/completions", {**HELLO, "stop": ["a", 5]}, "stop.1: must be a string"),
+        (
+            "/v1/chat/completions",
+            {**HELLO, "tool_choice": "bogus"},
+            "tool_choice: must be 'auto', 'none' or 'required' or an object",
+        ),
+        ("/v1/chat/completions", {**HELLO, "tool_choice": {"type": "function"}}, "tool_choice.function: is missing"),
+        ("/v1/completions", {"prompt": [[1, "a"]]}, "prompt.0.1: must be an integer"),
+        ("/v1/responses", {"input": [{"role": "user", "content": 5}]}, "input.0.content: must be a string or a list"),
+        ("/v1/responses", {"input": [{"type": "x"}]}, "input.0: 'x' is not supported, only "),
+        ("/generate", {"text": "a", "sampling_params": {"custom_params": {"a": 1}}}, "custom_params: not supported"),
+    ],
+)
+async def test_plain_words(client, url: str, body: dict, message: str):
+    error = (await client.post(url, json=body)).json()["error"]
+    assert error["message"].startswith(message)
+    assert "[" not in error["message"]
+
+
+async def test_custom_params_that_ask_nothing(client):
+    for empty in (None, {}):
+        body = {"text": "a", "sampling_params": {"custom_params": empty}}
+        assert (await client.post("/generate", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/generate", "POST"),
+        ("DELETE", "/flush_cache", "GET, POST"),
+        ("PUT", "/v1/responses/x", "DELETE, GET"),
+        ("POST", "/health", "GET, HEAD"),
+        ("POST", "/api/tags", "GET"),
+        ("POST", "/static/live.js", "GET"),
+    ],
+)
+async def test_method_that_a_path_does_not_have(client, method: str, path: str, allowed: str):
+    response = await client.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    assert "Method Not Allowed" in response.text
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'"text"', b"[1]", b'{"text": "\xff"}', b"[" * 100_000])
 async def test_body_that_is_no_json_object(client, content: bytes):
     response = await client.post("/generate", content=content, headers={"Content-Type": "application/json"})

@@ -74,3 +74,10 @@ async def test_failed_engine(client, engine: FakeEngine):
     engine.is_alive, engine.failure = False, RuntimeError("out of memory")
     response = await client.get("/health")
     assert (response.status_code, response.json()) == (503, {"status": "failed", "message": "out of memory"})
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/ping", "/v1/models"])
+async def test_head(client, path: str):
+    asked, got = await client.head(path), await client.get(path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers == got.headers

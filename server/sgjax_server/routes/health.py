@@ -20,6 +20,9 @@ router = APIRouter(tags=["health"])
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready.", "model": dict[str, Any]}}
 
 
+@router.head("/health", include_in_schema=False)
+@router.head("/ready", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 @router.get("/health", responses=_NOT_READY)
 @router.get("/ready", responses=_NOT_READY)
 @router.get("/ping", responses=_NOT_READY)

@@ -12,6 +12,7 @@ from sgjax_server.routes.context import Context, ContextDep
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
+@router.head("", include_in_schema=False)
 @router.get("")
 async def list_models(context: ContextDep) -> dict[str, Any]:
     """The served model, in a list."""
