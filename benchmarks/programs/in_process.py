@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import sgjax
@@ -24,14 +25,25 @@ class RecordingEngine:
 
     def generate(self, **request: Any) -> Any:
         answer = self._engine.generate(**request)
+        self._record(request, answer if isinstance(answer, list) else [answer])
+        return answer
+
+    def stream(self, **request: Any) -> Iterator[sgjax.GenerateOutput]:
+        outputs: dict[int, sgjax.GenerateOutput] = {}
+        for output in self._engine.stream(**request):
+            outputs[output.index] = output
+            yield output
+        self._record(request, list(outputs.values()))
+
+    def _record(self, request: dict[str, Any], outputs: list[sgjax.GenerateOutput]) -> None:
         start = request["logprob_start_len"] if request.get("return_logprob") else None
-        outputs = answer if isinstance(answer, list) else [answer]
         sent = [
-            Sent(output.prompt_ids, tuple(output.output_ids), start, output.receipt.cached_tokens) for output in outputs
+            Sent(output.prompt_ids, tuple(output.output_ids), start, output.receipt.cached_tokens)
+            for output in outputs
+            if output.receipt is not None
         ]
         with self._lock:
             self.sent += sent
-        return answer
 
 
 class UncachedBackend(EngineBackend):
