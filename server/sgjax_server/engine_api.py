@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from sgjax.engine import EngineInfo, EngineStats, LiveSnapshot, RequestHandle
+    from sgjax.engine.info import PauseMode
     from sgjax.text import Tokenizer
     from sgjax.types import Request
-
-PauseMode = Literal["abort", "retract", "in_place"]
-"""What becomes of running requests: ended, put back in the queue with their work in the cache, or held as they are."""
 
 
 class ServedEngine(Protocol):

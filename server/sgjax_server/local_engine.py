@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sgjax.engine import Engine, EngineStats, LiveSnapshot, RequestHandle
+    from sgjax.engine.info import PauseMode
     from sgjax.types import Request
-    from sgjax_server.engine_api import PauseMode
 
 
 class LocalEngine:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from sgjax.cache.manager import CacheStats
 from sgjax.cache.snapshot import TreeSnapshot
 from sgjax.config import EngineConfig
 from sgjax.engine.batch import SchedulerCounters
 from sgjax.types import Request
+
+PauseMode = Literal["abort", "retract", "in_place"]
+"""What becomes of running requests: ended, put back in the queue with their work in the cache, or held as they are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -260,9 +260,9 @@ class EngineLoop:
     def _deliver(self, events: list[TokenEvent]) -> None:
         """To the sink, and what it stops in turn; requests that have ended are forgotten before anybody hears of it."""
         while events:
-            with self._wake:
-                for event in events:
-                    if event.finish is not None:
+            if ended := [event for event in events if event.finish is not None]:
+                with self._wake:
+                    for event in ended:
                         self._count_ended(event)
             stops = self._sink.process(events)
             events = [event for stop in stops for event in self._core.finish(stop.rid, stop.index, stop.reason)]

@@ -8,14 +8,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from sgjax.config import ConfigError
 from sgjax.engine.build import BuiltEngine
-from sgjax.engine.info import EngineStats, LiveSnapshot, StepReport
+from sgjax.engine.info import EngineStats, LiveSnapshot, PauseMode, StepReport
 from sgjax.engine.live import take_live_snapshot
 from sgjax.engine.loop import EngineLoop, EventSink
 from sgjax.engine.runner import Runner
@@ -25,8 +25,6 @@ from sgjax.models.checkpoint.base import CheckpointError
 from sgjax.models.errors import ModelError
 from sgjax.models.loader import load_model
 from sgjax.types import FinishReason, Request, RequestError
-
-PauseMode = Literal["abort", "retract", "in_place"]
 
 
 class TokenEngine:

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from sgjax.engine.info import EngineInfo, EngineStats, LiveSnapshot
+from sgjax.engine.info import EngineInfo, EngineStats, LiveSnapshot, PauseMode
 from sgjax.engine.outputs import OutputProcessor, Refusal, RequestHandle
 from sgjax.errors import EngineError, RequestError
 from sgjax_server.processes import messages
@@ -24,7 +24,6 @@ from sgjax_server.processes.messages import Abort, Call, ControlName, Failed, Re
 if TYPE_CHECKING:
     from sgjax.text import Tokenizer
     from sgjax.types import Request, TokenEvent
-    from sgjax_server.engine_api import PauseMode
 
 _logger = logging.getLogger(__name__)
 

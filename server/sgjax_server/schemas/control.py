@@ -6,8 +6,8 @@ from typing import ClassVar, Literal, Self, TypedDict
 
 from pydantic import Field, model_validator
 
+from sgjax.engine.info import PauseMode
 from sgjax.types import RequestError
-from sgjax_server.engine_api import PauseMode
 from sgjax_server.schemas.common import ApiModel
 
 
