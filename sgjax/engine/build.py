@@ -79,7 +79,7 @@ def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
     use_persistent_cache(config.compile_cache_dir)
     device = jax.devices()[0]
     try:
-        ops = resolve(config.kernels, device.platform)
+        ops = resolve(config.kernels, device.platform, device.device_kind)
     except ValueError as error:
         raise ConfigError("kernels", str(error)) from None
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 from sgjax.kernels.native.build import unavailable
 from sgjax.kernels.paged_decode.api import PagedDecode
 from sgjax.kernels.paged_prefill.api import PagedPrefill
+from sgjax.kernels.tuning import tuned_path, with_tuning
 from sgjax.kernels.write_kv.api import WriteKV
 
 _logger = logging.getLogger(__name__)
@@ -51,23 +52,27 @@ class Ops:
         return dataclasses.replace(self, **ops)
 
 
-def resolve(choices: str, platform: str) -> Ops:
+def resolve(choices: str, platform: str, device_kind: str | None = None) -> Ops:
     """The ops that `choices` names.
 
     Args:
       choices: comma-separated `op=implementation`; `*` stands for every op not named. An implementation is
         "reference", "xla", "native", "mosaic", "auto" or `path/to/file.py:function`. Ops without a choice are "auto".
       platform: `jax.Device.platform` ("cpu", "gpu"), which "auto" depends on; "cuda" means "gpu".
+      device_kind: `jax.Device.device_kind`, for whose `sgjax/kernels/tuned` file "mosaic" looks; None takes defaults.
 
     An explicit choice that does not support a case raises `NotImplementedError` when it is traced. "auto" goes on to
     its next candidate then, and logs that once.
 
     Raises:
-      ValueError: an op, an implementation or a platform that does not exist, or an op chosen twice.
+      ValueError: an op, an implementation or a platform that does not exist, an op chosen twice, or a damaged file of
+        tuned sizes.
     """
     chosen = _parse(choices)
     default = chosen.pop("*", "auto")
-    return Ops(**{op: cast(Any, _implementation(op, chosen.get(op, default), platform)) for op in OP_NAMES})
+    return Ops(
+        **{op: cast(Any, _implementation(op, chosen.get(op, default), platform, device_kind)) for op in OP_NAMES}
+    )
 
 
 def _parse(choices: str) -> dict[str, str]:
@@ -89,17 +94,21 @@ def _check_op(op: str) -> None:
         raise ValueError(f"unknown kernel {op!r}; there are {', '.join(OP_NAMES)}")
 
 
-def _implementation(op: str, impl: str, platform: str) -> Callable[..., Any]:
+def _implementation(op: str, impl: str, platform: str, device_kind: str | None) -> Callable[..., Any]:
     if impl in IMPL_NAMES:
         if importlib.util.find_spec(f"sgjax.kernels.{op}.{impl}") is None:
             raise ValueError(f"{op} has no implementation {impl!r}")
-        return getattr(importlib.import_module(f"sgjax.kernels.{op}.{impl}"), op)
+        module = importlib.import_module(f"sgjax.kernels.{op}.{impl}")
+        function = getattr(module, op)
+        if device_kind is None or not hasattr(module, "Tuning"):
+            return function
+        return with_tuning(op, function, module.Tuning, tuned_path(device_kind))
     if impl == "auto":
         platform = "gpu" if platform == "cuda" else platform
         if platform not in _AUTO:
             raise ValueError(f"no kernels for platform {platform!r}; there are {', '.join(_AUTO)}")
         candidates = tuple(name for name in _AUTO[platform][op] if name != "native" or _has_native())
-        functions = tuple(_implementation(op, name, platform) for name in candidates)
+        functions = tuple(_implementation(op, name, platform, device_kind) for name in candidates)
         return functions[0] if len(functions) == 1 else FirstSupported(op, candidates, functions)
     if ".py:" in impl:
         return _from_file(impl)
