@@ -35,7 +35,7 @@ def message(rid: str, model: str, answer: ChatAnswer, request: MessagesRequest) 
         **_head(rid, model),
         "content": content,
         **_stop_fields(answer.finish, len(answer.tool_calls), answer.receipt, request),
-        "usage": _usage(answer.receipt),
+        "usage": _usage(answer.receipt, answer.num_reasoning_tokens),
     }
 
 
@@ -66,10 +66,10 @@ class MessageEvents:
                 yield from self._begin("tool_use", {"type": "tool_use", "id": id, "name": name, "input": {}})
             case ToolArguments(text=text):
                 yield self._delta({"type": "input_json_delta", "partial_json": text})
-            case Ended(finish=finish, num_tool_calls=num_tool_calls, receipt=receipt):
+            case Ended(finish=finish, num_tool_calls=num_tool_calls, receipt=receipt, num_reasoning_tokens=thought):
                 yield from self._end_block()
                 delta = _stop_fields(finish, num_tool_calls, receipt, self._request)
-                yield _event("message_delta", delta=delta, usage=_usage(receipt))
+                yield _event("message_delta", delta=delta, usage=_usage(receipt, thought))
                 yield _event("message_stop")
 
     def _piece(self, kind: str, delta: dict[str, Any]) -> Iterator[bytes]:
@@ -124,7 +124,7 @@ def _stop_fields(
     return {"stop_reason": reason, "stop_sequence": sequence}
 
 
-def _usage(receipt: Receipt | None) -> dict[str, Any]:
+def _usage(receipt: Receipt | None, num_reasoning_tokens: int) -> dict[str, Any]:
     """Anthropic counts prompt tokens that were read from the cache apart from the others, and those written too."""
     receipt = receipt or Receipt()
     return {
@@ -132,4 +132,5 @@ def _usage(receipt: Receipt | None) -> dict[str, Any]:
         **_NOTHING_CACHED,
         "cache_read_input_tokens": receipt.cached_tokens,
         "output_tokens": receipt.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": num_reasoning_tokens},
     }

@@ -35,6 +35,7 @@ class Usage:
 
     def __init__(self) -> None:
         self._prompt = self._completion = self._cached = 0
+        self._reasoning: int | None = None
 
     @classmethod
     def of(cls, results: Iterable[Sequence[GenerateOutput]]) -> Usage:
@@ -45,20 +46,25 @@ class Usage:
                 usage.add(sample.index, sample.receipt)
         return usage
 
-    def add(self, index: int, receipt: Receipt) -> None:
-        """Counts sample `index` of a request."""
+    def add(self, index: int, receipt: Receipt, num_reasoning_tokens: int | None = None) -> None:
+        """Counts sample `index` of a request. The number of its tokens that are reasoning is known of chats alone."""
         if index == 0:
             self._prompt += receipt.prompt_tokens
             self._cached += receipt.cached_tokens
         self._completion += receipt.completion_tokens
+        if num_reasoning_tokens is not None:
+            self._reasoning = (self._reasoning or 0) + num_reasoning_tokens
 
     def as_dict(self) -> dict[str, Any]:
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": self._prompt,
             "completion_tokens": self._completion,
             "total_tokens": self._prompt + self._completion,
             "prompt_tokens_details": {"cached_tokens": self._cached},
         }
+        if self._reasoning is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self._reasoning}
+        return usage
 
     def sglext(self, *, wanted: bool) -> dict[str, Any]:
         """SGLang's `sglext`, for requests with `return_cached_tokens_details`; a stream's last chunks have it."""

@@ -66,7 +66,7 @@ class FakeTokenizer:
         return bytes(i for i in token_ids if not (skip_special_tokens and i == EOS)).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id])
+        return self._special[token_id].encode() if token_id in self._special else bytes([token_id])
 
     def encode_chat(self, messages, *, add_generation_prompt=True, continue_final_message=False, **kwargs):
         self.rendered = (list(messages), kwargs)

@@ -43,6 +43,7 @@ async def test_answer(client, engine: FakeEngine):
         "completion_tokens": 12,
         "total_tokens": prompt_tokens + 12,
         "prompt_tokens_details": {"cached_tokens": 2},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     (request,) = engine.submitted
     assert bytes(request.input_ids) == b"user:hi|assistant:"

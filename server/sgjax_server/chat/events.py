@@ -52,13 +52,17 @@ class ToolArguments:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended:
-    """The sample is complete. `logprobs` are those of tokens after the last piece of text, such as end-of-sequence."""
+    """The sample is complete. `logprobs` are those of tokens after the last piece of text, such as end-of-sequence.
+
+    `num_reasoning_tokens` are those of its tokens that the model thought with, the marks around included.
+    """
 
     index: int
     finish: FinishReason
     num_tool_calls: int = 0
     receipt: Receipt | None = None
     logprobs: Logprobs | None = None
+    num_reasoning_tokens: int = 0
 
 
 ChatEvent = TextDelta | ReasoningDelta | ToolCallStarted | ToolArguments | Ended
@@ -96,6 +100,7 @@ class ChatAnswer:
     finish: FinishReason | None = None
     receipt: Receipt | None = None
     logprobs: list[TokenLogprobs] | None = None
+    num_reasoning_tokens: int = 0
 
     def add(self, event: ChatEvent) -> None:
         """Appends an event of this sample."""
@@ -108,7 +113,7 @@ class ChatAnswer:
                 self.tool_calls.append(ToolCall(id, name))
             case ToolArguments(number=number, text=text):
                 self.tool_calls[number].arguments += text
-            case Ended(finish=finish, receipt=receipt):
-                self.finish, self.receipt = finish, receipt
+            case Ended(finish=finish, receipt=receipt, num_reasoning_tokens=num_reasoning_tokens):
+                self.finish, self.receipt, self.num_reasoning_tokens = finish, receipt, num_reasoning_tokens
         if not isinstance(event, ToolCallStarted | ToolArguments) and event.logprobs is not None:
             self.logprobs = [*(self.logprobs or []), *event.logprobs]

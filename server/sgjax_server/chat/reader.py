@@ -17,10 +17,17 @@ class SampleReader:
       formats: what its text may hold, outermost first; without any it is all text.
       new_id: an id for a call of a tool.
       stream_reasoning: give reasoning while it comes, instead of in one piece when it is over.
+      count_reasoning: how many of an output's tokens are reasoning; None where none can be.
     """
 
     def __init__(
-        self, index: int, formats: Sequence[Format], new_id: Callable[[], str], *, stream_reasoning: bool = True
+        self,
+        index: int,
+        formats: Sequence[Format],
+        new_id: Callable[[], str],
+        *,
+        stream_reasoning: bool = True,
+        count_reasoning: Callable[[Sequence[int]], int] | None = None,
     ):
         self._index = index
         self._parser = AnswerParser(formats) if formats else None
@@ -29,11 +36,15 @@ class SampleReader:
         self._reasoning = ""
         self._num_calls = 0
         self._logprobs: list[TokenLogprobs] | None = None
+        self._count_reasoning = count_reasoning
+        self._token_ids: list[int] = []  # for the count alone
 
     def feed(self, delta: OutputDelta) -> Iterator[ChatEvent]:
         """The events that a delta brings."""
         if delta.logprobs is not None:
             self._logprobs = [*(self._logprobs or []), *delta.logprobs]
+        if self._count_reasoning is not None:
+            self._token_ids += delta.token_ids
         for piece in self._pieces(delta):
             if isinstance(piece, Reasoning) and self._holds_reasoning:
                 self._reasoning += piece.text
@@ -42,7 +53,8 @@ class SampleReader:
             yield self._event(piece)
         if delta.finish is not None:
             yield from self._held_reasoning()
-            yield Ended(self._index, delta.finish, self._num_calls, delta.receipt, self._take_logprobs())
+            count = 0 if self._count_reasoning is None else self._count_reasoning(self._token_ids)
+            yield Ended(self._index, delta.finish, self._num_calls, delta.receipt, self._take_logprobs(), count)
 
     def _pieces(self, delta: OutputDelta) -> list[Piece]:
         if self._parser is None:

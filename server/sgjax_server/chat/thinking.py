@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,3 +45,18 @@ def thinking(
     if tail.endswith(CLOSE):
         return "none"
     return "open" if parser == "deepseek-r1" else "optional"
+
+
+def count_reasoning(expected: Thinking, tokenizer: Tokenizer, output_ids: Sequence[int]) -> int:
+    """How many of an output's tokens are reasoning, the marks around it included; all while it has not ended."""
+    if expected == "none":
+        return 0
+    pieces = [tokenizer.token_bytes(token_id) for token_id in output_ids]
+    text = b"".join(pieces)
+    if expected == "optional" and not text.lstrip().startswith(OPEN.encode()):
+        return 0
+    _, mark, after = text.partition(CLOSE.encode())
+    if not mark:
+        return len(output_ids)
+    ends = list(itertools.accumulate(map(len, pieces)))
+    return bisect.bisect_left(ends, len(text) - len(after)) + 1

@@ -25,7 +25,7 @@ from sgjax_server.chat.parsers.hide import hide
 from sgjax_server.chat.parsers.parser import Format
 from sgjax_server.chat.parsers.reasoning import reasoning
 from sgjax_server.chat.reader import SampleReader
-from sgjax_server.chat.thinking import thinking
+from sgjax_server.chat.thinking import count_reasoning, thinking
 from sgjax_server.chat.tool_formats import ToolFormat
 from sgjax_server.chat.tools import AUTO, describe_tools
 from sgjax_server.chat.tools import Tool as Tool
@@ -122,7 +122,15 @@ async def start_turn(turn: ChatTurn, context: Context) -> ChatCall:
     except RequestError as error:
         raise constraint.explain(error) from None
     new_id = written.new_id if written is not None else str
-    reader = functools.partial(SampleReader, formats=formats, new_id=new_id, stream_reasoning=turn.stream_reasoning)
+    expected = constraint.thinking
+    count = functools.partial(count_reasoning, expected, context.engine.tokenizer) if expected != "none" else None
+    reader = functools.partial(
+        SampleReader,
+        formats=formats,
+        new_id=new_id,
+        stream_reasoning=turn.stream_reasoning,
+        count_reasoning=count,
+    )
     return ChatCall(call, input_ids, reader)
 
 

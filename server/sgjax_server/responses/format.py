@@ -48,11 +48,11 @@ def new_body(body: ResponsesRequest, turn: ChatTurn, model: str, created_s: int)
     }
 
 
-def ended(body: Body, items: list[Item], end: Ended, num_reasoning_tokens: int, *, with_receipt: bool) -> Body:
+def ended(body: Body, items: list[Item], end: Ended, *, with_receipt: bool) -> Body:
     """The response when its turn has ended."""
     done = {**body, "output": items, **_status(end.finish)}
     if end.receipt is not None:
-        done["usage"] = _usage(end.receipt, num_reasoning_tokens)
+        done["usage"] = _usage(end.receipt, end.num_reasoning_tokens)
         if with_receipt:
             done["sgjax"] = {"receipt": dataclasses.asdict(end.receipt)}
     return done

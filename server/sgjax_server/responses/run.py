@@ -102,12 +102,7 @@ class ResponseRun:
     def _end(self) -> None:
         writer = self._writer
         assert writer.end is not None
-        # The deltas do not say which tokens were reasoning; its text tells how many, up to those around the marks.
-        tokenizer = self._context.engine.tokenizer
-        num_reasoning = len(tokenizer.encode(writer.reasoning, add_special_tokens=False)) if writer.reasoning else 0
-        self.response.body = format.ended(
-            self.response.body, writer.items, writer.end, num_reasoning, with_receipt=self._with_receipt
-        )
+        self.response.body = format.ended(self.response.body, writer.items, writer.end, with_receipt=self._with_receipt)
 
     def _fail(self, error: Exception) -> None:
         self.response.body = format.failed(self.response.body, self._writer.items, as_api_error(error).message)

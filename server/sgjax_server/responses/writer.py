@@ -25,13 +25,12 @@ class ItemWriter:
     """Turns the events of one sample into items; one is open at a time.
 
     Attributes:
-      items: those that are complete. end: the sample's end, when it has come. reasoning: all that was thought.
+      items: those that are complete. end: the sample's end, when it has come.
     """
 
     def __init__(self, texts: TokenTexts):
         self.items: list[Item] = []
         self.end: Ended | None = None
-        self.reasoning = ""
         self._texts = texts
         self._open: Item | None = None
 
@@ -39,7 +38,6 @@ class ItemWriter:
         """The API's events that one of the turn's comes to, without their numbers."""
         match event:
             case ReasoningDelta(text=text):
-                self.reasoning += text
                 yield from self._text("reasoning", text)
             case TextDelta(text=text, logprobs=logprobs):
                 yield from self._text("message", text, logprobs)

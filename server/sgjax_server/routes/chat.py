@@ -45,7 +45,7 @@ async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> 
     usage = Usage()
     for answer in answers:
         if answer.receipt is not None:
-            usage.add(answer.index, answer.receipt)
+            usage.add(answer.index, answer.receipt, answer.num_reasoning_tokens)
     choices = [
         _choice(answer, context.token_texts) | receipt_fields(answer.receipt, wanted=body.return_receipt)
         for answer in answers
@@ -106,7 +106,7 @@ async def _events(
         begun.add(event.index)
         sglext = {}
         if isinstance(event, Ended) and event.receipt is not None:
-            usage.add(event.index, event.receipt)
+            usage.add(event.index, event.receipt, event.num_reasoning_tokens)
             choice |= receipt_fields(event.receipt, wanted=body.return_receipt)
             sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
         yield sse.event({**head, "choices": [choice], **sglext})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from sgjax_server.chat.thinking import thinking
+from sgjax_server.chat.thinking import Thinking, count_reasoning, thinking
 from sgjax_server.config import ServerConfig
 
 from ..conftest import client_of, events_of
@@ -30,6 +30,15 @@ async def test_answer(client, engine: FakeEngine):
     body = {"messages": HELLO, "separate_reasoning": False}
     message = (await client.post(URL, json=body)).json()["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == (None, THOUGHT)
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"separate_reasoning": False}, {"n": 2}])
+async def test_reasoning_is_counted(client, engine: FakeEngine, fields: dict):
+    body = {"messages": HELLO, "stream_options": {"include_usage": True}, **fields}
+    response = await client.post(URL, json=body)
+    answer = events_of(response)[-1] if body.get("stream") else response.json()
+    details = answer["usage"]["completion_tokens_details"]
+    assert details == {"reasoning_tokens": body.get("n", 1) * len("<think>\nI see.\n</think>")}
 
 
 async def test_stream(client, engine: FakeEngine):
@@ -102,3 +111,31 @@ def test_prompt_decides(parser, prompt: str, expected: str):
     tokenizer = FakeTokenizer()
     found = thinking(parser, tokenizer, tokenizer.encode(prompt), HELLO, continues=False)  # type: ignore[arg-type]
     assert found == expected
+
+
+class _WordTokenizer:
+    """Tokens of several characters, so that a mark ends inside of one."""
+
+    WORDS = ("<think>", "Hm.", "</", "think>", "Yes", "k>No", " ")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.WORDS[token_id].encode()
+
+
+@pytest.mark.parametrize(
+    ("expected", "output", "count"),
+    [
+        ("none", "<think> Hm. </ think> Yes", 0),
+        ("optional", "Yes Hm.", 0),
+        ("optional", "", 0),
+        ("optional", "<think> Hm. </ think> Yes", 4),
+        ("optional", "<think> Hm. Yes", 3),
+        ("open", "Hm. </ think> Yes </ think>", 3),
+        ("open", "</ think>", 2),
+        ("open", "", 0),
+    ],
+)
+def test_count(expected: Thinking, output: str, count: int):
+    tokenizer = _WordTokenizer()
+    ids = [tokenizer.WORDS.index(word) for word in output.split()]
+    assert count_reasoning(expected, tokenizer, ids) == count  # type: ignore[arg-type]

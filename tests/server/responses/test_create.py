@@ -161,7 +161,7 @@ async def test_reasoning(engine: FakeEngine):
         assert (thought.content[0].text, thought.summary, message.type) == ("Hm, hm.", [], "message")
         assert response.output_text == "Yes."
         assert response.usage is not None
-        assert response.usage.output_tokens_details.reasoning_tokens == len("Hm, hm.")
+        assert response.usage.output_tokens_details.reasoning_tokens == len("<think>Hm, hm.</think>")
         assert response.reasoning is not None
         assert response.reasoning.effort == "none"
         options = engine.tokenizer.rendered[1]
