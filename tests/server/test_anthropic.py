@@ -96,6 +96,7 @@ async def test_events(client):
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 2,
         "output_tokens": 12,
+        "output_tokens_details": {"thinking_tokens": 0},
     }
     assert end == {"type": "message_stop"}
 

@@ -221,7 +221,8 @@ async def test_thinking_that_is_not_shown(client, thinker: FakeEngine, stream: b
     ask = {**ASK, "thinking": {"type": "adaptive", "display": "omitted"}, "stream": stream}
     response = await client.post("/v1/messages", json=ask)
     assert response.status_code == 200
-    assert "thinking" not in response.text
+    assert '"thinking"' not in response.text
+    assert "thinking_delta" not in response.text
     assert "tool_use" in response.text
 
 
