@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_SHORT_DTYPES = {"bfloat16": "bf16", "float32": "f32", "float8_e4m3fn": "f8"}
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionCase:
@@ -23,6 +25,8 @@ class AttentionCase:
       num_tokens: T of a prefill, at least sum(q_lens); the rest is padding. 0 means sum(q_lens).
       max_pages: P; 0 means the longest row's pages, up to a power of two.
       num_pages: N; 0 means a few more than the rows use.
+      dtype: of q, and of the caches unless `kv_dtype` names another.
+      causal: False is for prefills whose rows share their keys; `q_lens` may then be any.
     """
 
     kv_lens: tuple[int, ...]
@@ -35,8 +39,12 @@ class AttentionCase:
     max_pages: int = 0
     num_pages: int = 0
     dtype: str = "bfloat16"
+    kv_dtype: str = ""
     window: int | None = None
     soft_cap: float | None = None
+    sinks: bool = False
+    causal: bool = True
+    return_lse: bool = False
     note: str = ""
 
     @property
@@ -45,12 +53,22 @@ class AttentionCase:
         heads = f"K{self.num_kv_heads}G{self.group}H{self.head_dim}p{self.page_size}"
         window = f"-w{self.window}" if self.window is not None else ""
         soft_cap = f"-c{self.soft_cap:g}" if self.soft_cap is not None else ""
-        short_dtype = {"bfloat16": "bf16", "float32": "f32"}[self.dtype]
-        return f"{lens}-{heads}-{short_dtype}{window}{soft_cap}" + (f"-{self.note}" if self.note else "")
+        dtypes = _SHORT_DTYPES[self.dtype] + ("" if not self.kv_dtype else f"kv{_SHORT_DTYPES[self.kv_dtype]}")
+        flags = {"sinks": self.sinks, "all": not self.causal, "lse": self.return_lse, self.note: self.note}
+        return f"{lens}-{heads}-{dtypes}{window}{soft_cap}" + "".join(f"-{name}" for name, on in flags.items() if on)
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        return dict(scale=self.head_dim**-0.5, window=self.window, soft_cap=self.soft_cap)
+        """Keyword arguments; what only some kernels know is left out where the case does not ask for it."""
+        options: dict[str, Any] = dict(scale=self.head_dim**-0.5, window=self.window, soft_cap=self.soft_cap)
+        if self.sinks:
+            heads = self.num_kv_heads, self.group
+            options["sinks"] = np.random.default_rng(5).standard_normal(heads, np.float32) * 2
+        if not self.causal:
+            options["causal"] = False
+        if self.return_lse:
+            options["return_lse"] = True
+        return options
 
     @property
     def pages_per_row(self) -> list[int]:
@@ -66,7 +84,8 @@ class AttentionCase:
         """The positional arguments' shapes, for compiling ahead of time."""
         num_tokens, max_pages, num_pages = self.sizes()
         dtype, num_rows = jnp.dtype(self.dtype), len(self.kv_lens)
-        cache = jax.ShapeDtypeStruct((self.num_kv_heads, num_pages, self.page_size, self.head_dim), dtype)
+        cache_shape = self.num_kv_heads, num_pages, self.page_size, self.head_dim
+        cache = jax.ShapeDtypeStruct(cache_shape, jnp.dtype(self.kv_dtype or self.dtype))
         shapes = (
             jax.ShapeDtypeStruct((num_tokens, self.num_kv_heads, self.group, self.head_dim), dtype),
             cache,
@@ -86,7 +105,8 @@ class AttentionCase:
         caches = rng.standard_normal(cache_shape, np.float32)
         caches[:, :, ~holds_token] = np.nan
         q = rng.standard_normal((num_tokens, self.num_kv_heads, self.group, self.head_dim), np.float32)
-        args = [jnp.asarray(q, dtype), *jnp.asarray(caches, dtype), jnp.asarray(page_table)]
+        kv_dtype = jnp.dtype(self.kv_dtype or self.dtype)
+        args = [jnp.asarray(q, dtype), *jnp.asarray(caches, kv_dtype), jnp.asarray(page_table)]
         args.append(jnp.asarray(self.kv_lens, jnp.int32))
         if self.q_lens is not None:
             args.append(jnp.asarray(np.concatenate([[0], np.cumsum(self.q_lens)]), jnp.int32))
@@ -120,8 +140,8 @@ class WriteCase:
 
     @property
     def name(self) -> str:
-        short_dtype = {"bfloat16": "bf16", "float32": "f32"}[self.dtype]
-        return f"{self.num_tokens}-K{self.num_kv_heads}H{self.head_dim}p{self.page_size}N{self.num_pages}-{short_dtype}"
+        sizes = f"{self.num_tokens}-K{self.num_kv_heads}H{self.head_dim}p{self.page_size}N{self.num_pages}"
+        return f"{sizes}-{_SHORT_DTYPES[self.dtype]}"
 
     @property
     def kwargs(self) -> dict[str, Any]:

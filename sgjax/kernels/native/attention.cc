@@ -45,6 +45,12 @@ void ParallelFor(ffi::ThreadPool& pool, int num_items, int num_threads, const Wo
   while (job->done.load(std::memory_order_acquire) < num_items) std::this_thread::yield();
 }
 
+enum class Kind {
+  kDecode,
+  kPrefill,
+  kShared,  // a prefill that is not causal: every query sees all keys of its row
+};
+
 struct Plan {
   std::vector<QueryBlock> blocks;
   struct Split {
@@ -56,16 +62,19 @@ struct Plan {
   int64_t num_keys = 0;
 
   // A row's queries in blocks, each with the keys that any of its queries sees.
-  void AddRow(const Sizes& sizes, int row, int first_token, int num_tokens, int kv_len, bool decode) {
+  void AddRow(const Sizes& sizes, int row, int first_token, int num_tokens, int kv_len, Kind kind) {
     const int step = std::max(1, kQueriesPerBlock / sizes.group);
     for (int head = 0; head < sizes.num_kv_heads; ++head) {
       for (int i = 0; i < num_tokens; i += step) {
-        QueryBlock block{row, head, first_token + i, std::min(step, num_tokens - i), kv_len - num_tokens + i, 0, 0, -1};
-        block.key_end = block.first_position + block.num_tokens;
+        QueryBlock block{row, head, first_token + i, std::min(step, num_tokens - i), kv_len, 0, kv_len, -1};
+        if (kind != Kind::kShared) {
+          block.first_position += i - num_tokens;
+          block.key_end = block.first_position + block.num_tokens;
+        }
         if (sizes.window) block.key_begin = std::max<int64_t>(0, block.first_position - sizes.window + 1);
         block.key_begin -= block.key_begin % kKeyTile;
         num_keys += block.key_end - block.key_begin;
-        if (decode) {
+        if (kind == Kind::kDecode) {
           AddRanges(block);
         } else {
           blocks.push_back(block);
@@ -103,25 +112,28 @@ void Attend(ffi::ThreadPool& pool, const Problem<T>& problem, Plan& plan) {
 
 template <typename T>
 void Run(ffi::ThreadPool& pool, const Sizes& sizes, const void* q, const void* k_cache, const void* v_cache,
-         const int32_t* page_table, void* out, Plan& plan) {
+         const int32_t* page_table, void* out, float* lse, Plan& plan) {
   Problem<T> problem{sizes,
                      static_cast<const T*>(q),
                      static_cast<const T*>(k_cache),
                      static_cast<const T*>(v_cache),
                      page_table,
-                     static_cast<T*>(out)};
-  std::memset(out, 0, int64_t{sizes.num_tokens} * sizes.num_kv_heads * sizes.group * sizes.head_dim * sizeof(T));
+                     static_cast<T*>(out),
+                     lse};
+  const int64_t num_queries = int64_t{sizes.num_tokens} * sizes.num_kv_heads * sizes.group;
+  std::memset(out, 0, num_queries * sizes.head_dim * sizeof(T));
+  std::fill_n(lse, num_queries, -std::numeric_limits<float>::infinity());
   Attend(pool, problem, plan);
 }
 
 ffi::Error Invalid(const std::string& message) { return ffi::Error::InvalidArgument("native attention: " + message); }
 
 // What would read outside the arrays; everything else the Python side checks when it is traced.
-ffi::Error Check(const Sizes& sizes, const int32_t* page_table, int row, int kv_len, int num_queries) {
+ffi::Error Check(const Sizes& sizes, const int32_t* page_table, int row, int kv_len, int num_queries, Kind kind) {
   const int num_used = (kv_len + sizes.page_size - 1) / sizes.page_size;
   if (kv_len < 0 || num_used > sizes.max_pages)
     return Invalid("row " + std::to_string(row) + " has " + std::to_string(kv_len) + " tokens, more than its pages hold");
-  if (num_queries < 0 || num_queries > kv_len)
+  if (num_queries < 0 || (num_queries > kv_len && kind != Kind::kShared))
     return Invalid("row " + std::to_string(row) + " has more queries than tokens");
   for (int i = 0; i < num_used; ++i) {
     const int32_t page = page_table[int64_t{row} * sizes.max_pages + i];
@@ -131,11 +143,12 @@ ffi::Error Check(const Sizes& sizes, const int32_t* page_table, int row, int kv_
 }
 
 using Ints = ffi::Buffer<ffi::S32>;
+using Floats = ffi::Buffer<ffi::F32>;
 
-// q_starts is null in a decode step, whose rows have one query each, padding rows none.
+// q_starts is not read in a decode step, whose rows have one query each, padding rows none.
 ffi::Error Call(ffi::ThreadPool& pool, const ffi::AnyBuffer& q, const ffi::AnyBuffer& k_cache,
                 const ffi::AnyBuffer& v_cache, const Ints& page_table, const Ints& kv_lens, const int32_t* q_starts,
-                ffi::AnyBuffer& out, float scale, int64_t window, float soft_cap) {
+                ffi::AnyBuffer& out, Floats& lse, float scale, int64_t window, float soft_cap, Kind kind) {
   const auto q_shape = q.dimensions(), cache_shape = k_cache.dimensions(), table_shape = page_table.dimensions();
   auto size = [](int64_t x) { return static_cast<int>(x); };
   const Sizes sizes{size(q_shape[0]),     size(table_shape[0]), size(q_shape[1]),     size(q_shape[2]),
@@ -144,28 +157,31 @@ ffi::Error Call(ffi::ThreadPool& pool, const ffi::AnyBuffer& q, const ffi::AnyBu
   Plan plan;
   for (int row = 0; row < sizes.num_rows; ++row) {
     const int kv_len = kv_lens.typed_data()[row];
-    const int first = q_starts ? q_starts[row] : row, end = q_starts ? q_starts[row + 1] : row + (kv_len > 0);
+    const bool decode = kind == Kind::kDecode;
+    const int first = decode ? row : q_starts[row], end = decode ? row + (kv_len > 0) : q_starts[row + 1];
     if (first < 0 || end > sizes.num_tokens) return Invalid("row " + std::to_string(row) + "'s queries are not in q");
-    if (ffi::Error error = Check(sizes, page_table.typed_data(), row, kv_len, end - first); error.failure())
+    if (ffi::Error error = Check(sizes, page_table.typed_data(), row, kv_len, end - first, kind); error.failure())
       return error;
-    plan.AddRow(sizes, row, first, end - first, kv_len, q_starts == nullptr);
+    plan.AddRow(sizes, row, first, end - first, kv_len, kind);
   }
   auto run = q.element_type() == ffi::DataType::F32 ? Run<float> : Run<BFloat16>;
   run(pool, sizes, q.untyped_data(), k_cache.untyped_data(), v_cache.untyped_data(), page_table.typed_data(),
-      out.untyped_data(), plan);
+      out.untyped_data(), lse.typed_data(), plan);
   return ffi::Error::Success();
 }
 
 ffi::Error PagedDecode(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k_cache, ffi::AnyBuffer v_cache,
-                       Ints page_table, Ints kv_lens, ffi::Result<ffi::AnyBuffer> out, float scale, int64_t window,
-                       float soft_cap) {
-  return Call(pool, q, k_cache, v_cache, page_table, kv_lens, nullptr, *out, scale, window, soft_cap);
+                       Ints page_table, Ints kv_lens, ffi::Result<ffi::AnyBuffer> out, ffi::Result<Floats> lse,
+                       float scale, int64_t window, float soft_cap) {
+  return Call(pool, q, k_cache, v_cache, page_table, kv_lens, nullptr, *out, *lse, scale, window, soft_cap,
+              Kind::kDecode);
 }
 
 ffi::Error PagedPrefill(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k_cache, ffi::AnyBuffer v_cache,
-                        Ints page_table, Ints kv_lens, Ints q_starts, ffi::Result<ffi::AnyBuffer> out, float scale,
-                        int64_t window, float soft_cap) {
-  return Call(pool, q, k_cache, v_cache, page_table, kv_lens, q_starts.typed_data(), *out, scale, window, soft_cap);
+                        Ints page_table, Ints kv_lens, Ints q_starts, ffi::Result<ffi::AnyBuffer> out,
+                        ffi::Result<Floats> lse, float scale, int64_t window, float soft_cap, bool causal) {
+  return Call(pool, q, k_cache, v_cache, page_table, kv_lens, q_starts.typed_data(), *out, *lse, scale, window,
+              soft_cap, causal ? Kind::kPrefill : Kind::kShared);
 }
 
 auto BindCaches() {
@@ -178,14 +194,18 @@ auto BindCaches() {
       .Arg<Ints>();
 }
 
-auto DecodeBinding() {
-  return BindCaches().Ret<ffi::AnyBuffer>().Attr<float>("scale").Attr<int64_t>("window").Attr<float>("soft_cap");
+template <typename Binding>
+auto BindResults(Binding binding) {
+  auto results = std::move(binding).template Ret<ffi::AnyBuffer>().template Ret<Floats>();
+  return std::move(results)
+      .template Attr<float>("scale")
+      .template Attr<int64_t>("window")
+      .template Attr<float>("soft_cap");
 }
 
-auto PrefillBinding() {
-  auto binding = BindCaches().Arg<Ints>().Ret<ffi::AnyBuffer>();
-  return std::move(binding).Attr<float>("scale").Attr<int64_t>("window").Attr<float>("soft_cap");
-}
+auto DecodeBinding() { return BindResults(BindCaches()); }
+
+auto PrefillBinding() { return BindResults(BindCaches().Arg<Ints>()).Attr<bool>("causal"); }
 
 }  // namespace
 }  // namespace sgjax

@@ -34,12 +34,13 @@ struct Problem : Sizes {
   const T *q, *k_cache, *v_cache;
   const int32_t* page_table;
   T* out;
+  float* lse;
 };
 
 struct QueryBlock {
   int row, head;
   int first_token, num_tokens;  // in q
-  int first_position;           // of first_token in the row
+  int first_position;           // of first_token in the row; past all keys where every query sees them all
   int key_begin, key_end;
   int partial;  // Where the result waits for those of other key ranges; -1: there are none, it goes to `out`.
 };
@@ -110,7 +111,7 @@ class Attention {
     }
     if (block.partial >= 0) return StorePartial(partials + block.partial * PartialSize(p_), rows);
     for (int row = 0; row < rows; ++row)
-      StoreOutput(Out(block, row), s_.sums + row * head_columns_, s_.totals[row]);
+      StoreOutput(block, row, s_.sums + row * head_columns_, s_.max_scores[row], s_.totals[row]);
   }
 
   // Joins the partial results of one token's key ranges.
@@ -128,16 +129,17 @@ class Attention {
         total += decay * partial[1];
         for (int h = 0; h < p_.head_dim; ++h) s_.sums[h] += decay * partial[2 + h];
       }
-      StoreOutput(Out(block, row), s_.sums, total);
+      StoreOutput(block, row, s_.sums, max_score, total);
     }
   }
 
  private:
   static constexpr int kPerUnit = Units<T>::kPerUnit;
 
-  T* Out(const QueryBlock& block, int row) const {
+  // Which query head of which token a block's row is, counted through q.
+  int64_t QueryIndex(const QueryBlock& block, int row) const {
     const int64_t token = block.first_token + row / p_.group;
-    return p_.out + ((token * p_.num_kv_heads + block.head) * p_.group + row % p_.group) * p_.head_dim;
+    return (token * p_.num_kv_heads + block.head) * p_.group + row % p_.group;
   }
 
   // kLanes units of `row` from `unit` on; past the head's end, and without a row, zeros.
@@ -152,7 +154,7 @@ class Attention {
 
   void LoadQueries(const QueryBlock& block) {
     for (int row = 0; row < block.num_tokens * p_.group; ++row) {
-      const T* query = p_.q + (Out(block, row) - p_.out);
+      const T* query = p_.q + QueryIndex(block, row) * p_.head_dim;
       for (int u = 0; u < depth_; u += kLanes) Store(s_.queries + row * depth_ + u, ReadUnits(query, u));
     }
   }
@@ -274,9 +276,12 @@ class Attention {
     }
   }
 
-  void StoreOutput(T* out, const float* sums, float total) const {
+  void StoreOutput(const QueryBlock& block, int row, const float* sums, float max_score, float total) const {
+    const int64_t index = QueryIndex(block, row);
+    T* out = p_.out + index * p_.head_dim;
     const float factor = total > 0 ? 1 / total : 0;
     for (int h = 0; h < p_.head_dim; ++h) out[h] = FromFloat(sums[h] * factor, T{});
+    if (total > 0) p_.lse[index] = (max_score + std::log2(total)) / kLog2E;
   }
 
   const Problem<T>& p_;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from sgjax.kernels.native.attention import attend
@@ -17,7 +19,9 @@ def paged_decode(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+    sinks: jax.Array | None = None,
+    return_lse: bool = False,
+) -> Any:
     """See `api.PagedDecode`."""
-    target = "sgjax_paged_decode"
-    return attend(target, q, k_cache, v_cache, page_table, kv_lens, scale=scale, window=window, soft_cap=soft_cap)
+    options: dict[str, Any] = dict(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks, return_lse=return_lse)
+    return attend("sgjax_paged_decode", q, k_cache, v_cache, page_table, kv_lens, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -16,10 +18,12 @@ def paged_decode(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+    sinks: jax.Array | None = None,
+    return_lse: bool = False,
+) -> Any:
     """See `api.PagedDecode`."""
     num_kv_heads, _, _, head_dim = k_cache.shape
-    rows = []
+    rows, lses = [], []
     for s in range(q.shape[0]):
         keys = k_cache[:, page_table[s]].reshape(num_kv_heads, -1, head_dim).astype(jnp.float32)
         values = v_cache[:, page_table[s]].reshape(num_kv_heads, -1, head_dim).astype(jnp.float32)
@@ -32,11 +36,17 @@ def paged_decode(
         scores = scale * jnp.einsum("kgh,kch->kgc", q[s].astype(jnp.float32), keys)
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
-        probs = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+        scores = jnp.where(visible, scores, -jnp.inf)
+        lse = jax.nn.logsumexp(scores, axis=-1)
+        if sinks is not None:
+            lse = jnp.logaddexp(lse, sinks)
+        probs = jnp.exp(scores - lse[..., None])
         values = jnp.where(visible[:, None], values, 0)  # What is not visible may be NaN, and 0 * NaN is NaN.
         out = jnp.einsum("kgc,kch->kgh", probs, values)
         rows.append(jnp.where(kv_lens[s] > 0, out, 0))
-    return jnp.stack(rows).astype(q.dtype)
+        lses.append(jnp.where(kv_lens[s] > 0, lse, -jnp.inf))
+    result = jnp.stack(rows).astype(q.dtype)
+    return (result, jnp.stack(lses)) if return_lse else result
 
 
 paged_decode.time_grows_with_table = True  # pyright: ignore[reportFunctionMemberAccess]

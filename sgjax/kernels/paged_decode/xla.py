@@ -8,8 +8,12 @@ results are joined at the end by their softmax statistics.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from sgjax.kernels.lse import add_sinks
 
 _BLOCK_TOKENS = 256
 _ITEMS_PER_TURN = 16
@@ -26,7 +30,9 @@ def paged_decode(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+    sinks: jax.Array | None = None,
+    return_lse: bool = False,
+) -> Any:
     """See `api.PagedDecode`."""
     num_kv_heads, num_pages, page_size, head_dim = k_cache.shape
     (num_rows, max_pages), group = page_table.shape, q.shape[2]
@@ -51,14 +57,16 @@ def paged_decode(
     tile_ids = page_ids[:, None] + jnp.arange(num_kv_heads)[:, None] * num_pages
     start = jnp.where(items < last_item[-1], first_visible[row] - block * block_tokens, 0)
     stop = jnp.where(items < last_item[-1], kv_lens[row] - block * block_tokens, 0)
-    queries = q.astype(k_cache.dtype)[row]
+    dtype = product_dtype(q, k_cache)
+    queries = q.astype(dtype)[row]
 
     def turn(i, partial):
         def mine(x: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, i * per_turn, per_turn)
 
         shape = (per_turn * num_kv_heads, block_tokens, head_dim)
-        keys, values = (gather_tiles(cache, mine(tile_ids)).reshape(shape) for cache in (k_cache, v_cache))
+        tiles = (gather_tiles(cache, mine(tile_ids)) for cache in (k_cache, v_cache))
+        keys, values = (tile.reshape(shape).astype(dtype) for tile in tiles)
         offsets = jnp.arange(block_tokens)
         visible = (offsets >= mine(start)[:, None]) & (offsets < mine(stop)[:, None])
         visible = jnp.repeat(visible, num_kv_heads, axis=0)
@@ -83,14 +91,32 @@ def paged_decode(
 
     own = jnp.minimum(first_item[:, None] + jnp.arange(max_blocks), num_items - 1)
     is_own = (jnp.arange(max_blocks) < num_blocks[:, None])[..., None, None]
-    peak = jnp.where(is_own, peak[own], _MIN)
-    weights = jnp.where(is_own, jnp.exp(peak - peak.max(1, keepdims=True)), 0)
+    peaks = jnp.where(is_own, peak[own], _MIN)
+    peak = peaks.max(1)
+    weights = jnp.where(is_own, jnp.exp(peaks - peak[:, None]), 0)
     total = (weights * total[own]).sum(1)
     out = (weights[..., None] * out[own]).sum(1)
-    return (out / jnp.where(total > 0, total, 1)[..., None]).astype(q.dtype)
+    return finish(q, out, peak, total, sinks, return_lse)
 
 
 paged_decode.time_grows_with_table = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def product_dtype(q: jax.Array, cache: jax.Array) -> jnp.dtype:
+    """What keys and values are multiplied in: the cache's dtype, or the query's where the cache is of 8 bits."""
+    return q.dtype if cache.dtype.itemsize == 1 else cache.dtype
+
+
+def finish(
+    q: jax.Array, out: jax.Array, peak: jax.Array, total: jax.Array, sinks: jax.Array | None, return_lse: bool
+) -> Any:
+    """The result of sums `out` (..., H) of weights exp(score - peak), which add up to `total` (...)."""
+    some = jnp.where(total > 0, total, 1)
+    out, lse = out / some[..., None], jnp.where(total > 0, peak + jnp.log(some), -jnp.inf)
+    if sinks is not None:
+        out, lse = add_sinks(out, lse, sinks)
+    out = out.astype(q.dtype)
+    return (out, lse) if return_lse else out
 
 
 def gather_tiles(cache: jax.Array, tile_ids: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -19,10 +19,14 @@ class PagedPrefill(Protocol):
       kv_lens: int32 (S,), tokens of row s in the cache; at most P * page. 0 is a padding row.
       q_starts: int32 (S + 1,), not decreasing. Row s's queries are q[q_starts[s]:q_starts[s + 1]] and stand at the last
         positions of its kv_lens[s]. A row may have none.
-      scale, window, soft_cap: as in `paged_decode.api.PagedDecode`.
+      scale, window, soft_cap, sinks: as in `paged_decode.api.PagedDecode`.
+      causal: static. False: a row's queries are none of its tokens, there may be any number of them, and each sees all
+        of the row's keys; such a call has no window. So tokens of many sequences attend to a prefix that they share.
+      return_lse: static.
 
     Returns:
-      (T, K, G, H) in q's dtype; zeros for tokens outside every row. Softmax and sums are float32.
+      (T, K, G, H) in q's dtype; zeros for tokens outside every row or of a row without keys. Softmax and sums are
+      float32. With `return_lse` also float32 (T, K, G), as in `paged_decode.api.PagedDecode`; -inf where zeros are.
     """
 
     def __call__(
@@ -37,4 +41,7 @@ class PagedPrefill(Protocol):
         scale: float,
         window: int | None = None,
         soft_cap: float | None = None,
-    ) -> jax.Array: ...
+        sinks: jax.Array | None = None,
+        causal: bool = True,
+        return_lse: bool = False,
+    ) -> Any: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from sgjax.kernels.native.attention import attend
@@ -18,7 +20,11 @@ def paged_prefill(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+    sinks: jax.Array | None = None,
+    causal: bool = True,
+    return_lse: bool = False,
+) -> Any:
     """See `api.PagedPrefill`."""
     rows = (page_table, kv_lens, q_starts)
-    return attend("sgjax_paged_prefill", q, k_cache, v_cache, *rows, scale=scale, window=window, soft_cap=soft_cap)
+    options: dict[str, Any] = dict(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks, return_lse=return_lse)
+    return attend("sgjax_paged_prefill", q, k_cache, v_cache, *rows, causal=causal, **options)

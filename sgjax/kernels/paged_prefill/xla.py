@@ -6,10 +6,12 @@ softmax. Both loops end where the batch's real work does, so that padding of T, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from sgjax.kernels.paged_decode.xla import gather_tiles
+from sgjax.kernels.paged_decode.xla import finish, gather_tiles, product_dtype
 
 _KEY_BLOCK = 256
 _BLOCKS_PER_TURN = 4
@@ -27,7 +29,10 @@ def paged_prefill(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+    sinks: jax.Array | None = None,
+    causal: bool = True,
+    return_lse: bool = False,
+) -> Any:
     """See `api.PagedPrefill`."""
     num_tokens, num_kv_heads, group, head_dim = q.shape
     num_pages, page_size = k_cache.shape[1:3]
@@ -47,17 +52,18 @@ def paged_prefill(
     first_token = q_starts[row] + (jnp.arange(max_blocks) - first_block[row]) * query_block
     tokens = first_token[:, None] + jnp.arange(query_block)
     # Queries past their row's end see no key; the last join drops them.
-    positions = tokens + (kv_lens - q_starts[1:])[row][:, None]
+    positions = tokens + (kv_lens - q_starts[1:])[row][:, None] if causal else (kv_lens - 1)[row][:, None]
     positions = jnp.where(tokens < q_starts[1:][row][:, None], positions, -1)
 
-    queries = jnp.take(q.astype(k_cache.dtype), tokens.reshape(-1), axis=0, mode="clip")
+    dtype = product_dtype(q, k_cache)
+    queries = jnp.take(q.astype(dtype), tokens.reshape(-1), axis=0, mode="clip")
     queries = queries.reshape(max_blocks, query_block, num_kv_heads, group, head_dim)
     queries = queries.transpose(0, 2, 3, 1, 4).reshape(max_blocks, num_kv_heads, group * query_block, head_dim)
     table = jnp.pad(page_table, ((0, 0), (0, -max_pages % block_pages))).reshape(num_rows, -1, block_pages)
     first_tile = jnp.arange(num_kv_heads)[:, None] * num_pages
     shape = (per_turn, num_kv_heads, group, query_block)
 
-    def turn(i, outs):
+    def turn(i, results):
         def mine(x: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, i * per_turn, per_turn)
 
@@ -67,7 +73,8 @@ def paged_prefill(
             total, peak, acc = carry
             tile_ids = first_tile + table[q_rows, j][:, None]
             kv_shape = (per_turn * num_kv_heads, key_block, head_dim)
-            keys, values = (gather_tiles(cache, tile_ids).reshape(kv_shape) for cache in (k_cache, v_cache))
+            tiles = (gather_tiles(cache, tile_ids) for cache in (k_cache, v_cache))
+            keys, values = (tile.reshape(kv_shape).astype(dtype) for tile in tiles)
             key_positions = j * key_block + jnp.arange(key_block)
             visible = key_positions <= q_positions[..., None]
             if window is not None:
@@ -91,19 +98,29 @@ def paged_prefill(
         stats = (per_turn * num_kv_heads, group * query_block)
         # The peak starts above `_MIN`, so that what is not visible weighs exp(_MIN - peak), exactly 0.
         start = (jnp.zeros(stats), jnp.full(stats, _MIN / 2), jnp.zeros((*stats, head_dim)))
-        total, _, acc = jax.lax.fori_loop(begin, end, key_turn, start)
-        out = (acc / jnp.where(total > 0, total, 1)[..., None]).astype(q.dtype)
-        out = out.reshape(*shape, head_dim).transpose(0, 3, 1, 2, 4)
-        return jax.lax.dynamic_update_slice_in_dim(outs, out, i * per_turn, 0)
+        total, peak, acc = (x.reshape(*shape, *x.shape[2:]) for x in jax.lax.fori_loop(begin, end, key_turn, start))
+        result = finish(q, acc, peak, total, None if sinks is None else sinks[..., None], return_lse=True)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(whole, jnp.moveaxis(part, 3, 1), i * per_turn, 0)
+            for whole, part in zip(results, result, strict=True)
+        )
 
-    outs = jnp.zeros((max_blocks, query_block, num_kv_heads, group, head_dim), q.dtype)
-    outs = jax.lax.fori_loop(0, -(-last_block[-1] // per_turn), turn, outs)
+    results = (
+        jnp.zeros((max_blocks, query_block, *q.shape[1:]), q.dtype),
+        jnp.zeros((max_blocks, query_block, num_kv_heads, group)),
+    )
+    outs, lses = jax.lax.fori_loop(0, -(-last_block[-1] // per_turn), turn, results)
 
     token_row = _segment(q_starts[1:], num_tokens)
     source = first_block[token_row] * query_block + jnp.arange(num_tokens) - q_starts[token_row]
-    out = jnp.take(outs.reshape(max_blocks * query_block, -1), source, axis=0, mode="clip").reshape(q.shape)
     in_row = (jnp.arange(num_tokens) >= q_starts[0]) & (jnp.arange(num_tokens) < q_starts[-1])
-    return jnp.where(in_row[:, None, None, None], out, 0)
+
+    def of_tokens(x: jax.Array, shape: tuple[int, ...], outside: float) -> jax.Array:
+        found = jnp.take(x.reshape(max_blocks * query_block, -1), source, axis=0, mode="clip")
+        return jnp.where(in_row[:, None], found, outside).reshape(shape)
+
+    out = of_tokens(outs, q.shape, 0)
+    return (out, of_tokens(lses, q.shape[:3], -jnp.inf)) if return_lse else out
 
 
 def _segment(ends: jax.Array, size: int) -> jax.Array:
