@@ -50,7 +50,7 @@ class EngineConfig:
     disable_radix_cache: bool = setting(False, "Share no prefixes between requests")
 
     max_running_requests: int | None = setting(None, "Sequences decoding at once; default 64 on a CPU, 256 on a GPU")
-    max_queued_requests: int = setting(8192, "Waiting requests before new ones are refused")
+    max_queued_requests: int = setting(8192, "Waiting samples of requests before new ones are refused")
     chunked_prefill_size: int | None = setting(
         None, "Prompt tokens in one prefill step, between two decode steps; default 1024 on a CPU, 8192 on a GPU"
     )

@@ -200,7 +200,8 @@ class TokenLogprobs:
 class TokenEvent:
     """What one step says about one sequence: tokens in order, and the end when it has come.
 
-    The engine core speaks in these; text appears only in the output processor.
+    The engine core speaks in these; text appears only in the output processor. `receipt` comes with the first event, as
+    far as it is by then, and is complete with the last, which has `finish`.
     """
 
     rid: str
@@ -217,7 +218,8 @@ class OutputDelta:
     """What became visible of one sample since the last delta: what a request's handle yields.
 
     `text` may lag behind `token_ids`: bytes of an unfinished character and the possible start of a stop string are
-    held back. `finish` is None until the last delta. `receipt` is complete with `finish`.
+    held back. `finish` is None until the last delta. `receipt` comes with the first too, to tell what was
+    cached, and is complete with `finish`.
     """
 
     rid: str

@@ -178,7 +178,7 @@ def _join(first: OutputDelta, second: OutputDelta) -> OutputDelta:
     if second.prompt_logprobs is not None:
         first.prompt_logprobs = second.prompt_logprobs
     first.finish = second.finish
-    first.receipt = second.receipt
+    first.receipt = second.receipt or first.receipt
     return first
 
 

@@ -45,6 +45,10 @@ class ServedEngine(Protocol):
         """Ends a request and frees its pages. False when it is certain that there is none."""
         ...
 
+    async def abort_requests(self, rid: str | None = None) -> None:
+        """Ends a request and those of a batch under this id (`rid_0`, ...), of any HTTP process; None is all."""
+        ...
+
     def close(self) -> None:
         """Open requests get an EngineError. Closing twice is fine."""
         ...

@@ -45,6 +45,9 @@ class LocalEngine:
     async def live(self, max_nodes: int) -> LiveSnapshot:
         return await asyncio.to_thread(self._engine.live, max_nodes)
 
+    async def abort_requests(self, rid: str | None = None) -> None:
+        await asyncio.to_thread(self._engine.abort_requests, rid)
+
     async def flush_cache(self) -> int:
         return await asyncio.to_thread(self._engine.flush_cache)
 

@@ -66,6 +66,7 @@ class EngineLoop:
         self._closing = False
         self._paused = False
         self._num_open: dict[str, int] = {}  # samples of each live request that have not ended
+        self._num_samples = 0  # the sum of these
         self._grammar_queue: dict[str, list[Sequence]] = {}
         self._checked = True
         self._thread = threading.Thread(target=self._run, name="sgjax-engine", daemon=True)
@@ -101,7 +102,8 @@ class EngineLoop:
           grammar: what its output must follow, perhaps still being compiled; until then it waits in the grammar queue.
 
         Raises:
-          RequestError: the rid is in use. QueueFull: too many wait and `bounded`. EngineError: the engine is down.
+          RequestError: the rid is in use, or there are more samples than the queue ever holds. QueueFull: too many wait
+            and `bounded`. EngineError: the engine is down.
         """
 
         def start() -> None:
@@ -126,14 +128,23 @@ class EngineLoop:
             self._raise_if_down()
             if request.rid in self._num_open:
                 raise RequestError("rid", f"{request.rid!r} is in use by a live request")
-            num_waiting = len(self._core.scheduler.waiting) + len(self._inbox) + len(self._grammar_queue)
-            if bounded and num_waiting >= self._max_queued:
-                raise QueueFull(f"{self._max_queued} requests are waiting")
+            if bounded:
+                self._check_room(len(sequences))
             self._num_open[request.rid] = len(sequences)
+            self._num_samples += len(sequences)
             self._inbox.append(start)
             self._wake.notify()
         if grammar is not None:
             grammar.add_done_callback(constrain)
+
+    def _check_room(self, num_samples: int) -> None:
+        if num_samples > self._max_queued:
+            raise RequestError("n", f"{num_samples} samples are more than the queue ever holds, {self._max_queued}")
+        num_waiting = self._num_samples - len(self._core.scheduler.running)
+        if num_waiting + num_samples > self._max_queued:
+            raise QueueFull(
+                f"{num_waiting} samples are waiting, and {num_samples} more exceed {self._max_queued}, the limit"
+            )
 
     def _begin(self, rid: str, sequences: list[Sequence], refusal: RequestError | EngineError | None) -> None:
         """Out of the grammar queue: to the scheduler, or back to the caller."""
@@ -142,7 +153,7 @@ class EngineLoop:
         del self._grammar_queue[rid]
         if refusal is not None:
             with self._wake:
-                del self._num_open[rid]
+                self._num_samples -= self._num_open.pop(rid)
             self._sink.refused(rid, refusal)
             return
         for seq in sequences:
@@ -165,10 +176,11 @@ class EngineLoop:
         ended = [TokenEvent(rid, seq.index, [], finish=reason, receipt=seq.receipt) for seq in sequences]
         return ended + self._core.finish(rid, index, reason)
 
-    def abort_all(self) -> None:
-        """Ends every request. To be called through `call`."""
-        for rid in list(self._num_open):
-            self._deliver(self._finish(rid, None, FinishReason("abort", message="aborted")))
+    def abort_requests(self, rid: str | None) -> None:
+        """Ends a request and those of a batch under this id (`rid_0`, ...), or all. To be called through `call`."""
+        for live in list(self._num_open):
+            if rid is None or live == rid or _is_of_batch(live, rid):
+                self._deliver(self._finish(live, None, FinishReason("abort", message="aborted")))
 
     def pause(self) -> None:
         """Steps no more until `resume`; commands go on. To be called through `call`, as `resume` is."""
@@ -270,6 +282,12 @@ class EngineLoop:
     def _count_ended(self, event: TokenEvent) -> None:
         if event.receipt is not None:
             event.receipt.weight_version = self.weight_version
+        self._num_samples -= 1
         self._num_open[event.rid] -= 1
         if not self._num_open[event.rid]:
             del self._num_open[event.rid]
+
+
+def _is_of_batch(rid: str, batch: str) -> bool:
+    start, _, number = rid.rpartition("_")
+    return start == batch and number.isdecimal()

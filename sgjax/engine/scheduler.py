@@ -342,7 +342,9 @@ class Scheduler:
 
     def _event(self, seq: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> TokenEvent:
         token_ids, seq.unreported = [*seq.unreported, *token_ids], []
-        return TokenEvent(seq.request.rid, seq.index, token_ids, logprobs, seq.take_prompt_logprobs())
+        is_first = seq.receipt.completion_tokens == len(token_ids)
+        receipt = seq.receipt if is_first else None
+        return TokenEvent(seq.request.rid, seq.index, token_ids, logprobs, seq.take_prompt_logprobs(), receipt=receipt)
 
     def _finished(
         self,

@@ -104,6 +104,10 @@ class TokenEngine:
         """
         return self._loop.abort(rid, index, reason)
 
+    def abort_requests(self, rid: str | None = None) -> None:
+        """Ends a request and those of a batch that was sent under this id (`rid_0`, `rid_1`, ...); None is all."""
+        self._loop.call(lambda: self._loop.abort_requests(rid))
+
     def call(self, function: Callable[[], Any]) -> Any:
         """The result of `function`, run between two steps in the engine's thread, where the sink is called too."""
         return self._loop.call(function)
@@ -172,7 +176,7 @@ class TokenEngine:
 
         def stop() -> None:
             if mode == "abort":
-                self._loop.abort_all()
+                self._loop.abort_requests(None)
             elif mode == "retract":
                 self._retract()
             self._loop.pause()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Sequence
+from re import _constants, _parser  # type: ignore[attr-defined]  # public until 3.11, as sre_parse
+from typing import Any
 
 import regex
 
@@ -15,6 +19,8 @@ REGEX_HELD_CHARS = 256
 REGEX_CONTEXT_CHARS = 256
 # A search of so little text takes microseconds; one that takes this long backtracks without end.
 REGEX_TIMEOUT_S = 0.1
+# `regex` writes counted repeats out, nested ones multiplied: a line of text can take gigabytes, or crash it.
+MAX_REGEX_SIZE = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,10 +99,7 @@ class _RegexState:
     """Searches a bounded window at the end of the text."""
 
     def __init__(self, patterns: Sequence[str]):
-        try:
-            self._patterns = [regex.compile(pattern) for pattern in patterns]
-        except regex.error as error:
-            raise RequestError("stop_regex", f"is not a regular expression: {error}") from None
+        self._patterns = [_compiled(pattern) for pattern in patterns]
         self._window = ""
         self.held = 0
 
@@ -115,3 +118,34 @@ class _RegexState:
             raise RequestError("stop_regex", "takes too long to match the text") from None
         self.held = min(max((length - m.start() for m in partial if m), default=0), REGEX_HELD_CHARS)
         return None
+
+
+@functools.lru_cache(maxsize=256)  # every sample of a request has the same
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    """Raises RequestError: it is no regular expression, is too large, or stops before there is any text."""
+    try:
+        if _size(_parser.parse(pattern)) > MAX_REGEX_SIZE:
+            raise RequestError("stop_regex", f"{pattern!r} repeats too much: more than {MAX_REGEX_SIZE} times")
+        compiled = regex.compile(pattern, cache_pattern=False)
+        stops_at_once = compiled.search("", timeout=REGEX_TIMEOUT_S)
+    except (regex.error, re.error) as error:
+        raise RequestError("stop_regex", f"{pattern!r} is not a regular expression: {error}") from None
+    except TimeoutError:
+        raise RequestError("stop_regex", f"{pattern!r} takes too long to match") from None
+    if stops_at_once:
+        raise RequestError("stop_regex", f"{pattern!r} matches the empty text, and would stop at once")
+    return compiled
+
+
+def _size(parsed: Any) -> int:
+    """How many characters and sets a pattern, as the standard library parses it, has with its repeats written out."""
+    match parsed:
+        case (_constants.MAX_REPEAT | _constants.MIN_REPEAT | _constants.POSSESSIVE_REPEAT, (low, high, repeated)):
+            times = low if high is _constants.MAXREPEAT else high
+            return max(1, int(times)) * _size(repeated)
+        case _parser.SubPattern() | list() | tuple():
+            return sum(map(_size, parsed))
+        case _constants._NamedIntConstant():  # what kind of thing follows
+            return 0
+        case _:
+            return 1

@@ -61,6 +61,22 @@ def test_a_pause_that_aborts_ends_all_and_lets_new_ones_wait(engine: sgjax.Engin
     assert [delta.finish for delta in waiting][-1].kind == "length"
 
 
+def test_a_batch_is_aborted_by_its_id(engine: sgjax.Engine):
+    rids = ["r", "r_0", "r_12", "r_x", "r_", "r1", "r_0_1", "s"]
+    handles = {
+        rid: engine.submit(sgjax.Request(rid=rid, input_ids=(1, 2), sampling=sgjax.SamplingParams(**LONG)))
+        for rid in rids
+    }
+    engine.abort_requests("r")
+    engine.abort_requests("unknown")
+    kinds = {rid: [delta.finish for delta in handle][-1].kind for rid, handle in handles.items()}
+    assert [rid for rid in rids if kinds[rid] == "abort"] == ["r", "r_0", "r_12"]
+    handle = engine.submit(sgjax.Request(rid="all", input_ids=(1, 2), sampling=sgjax.SamplingParams(**LONG)))
+    engine.abort_requests()
+    assert [delta.finish for delta in handle][-1].kind == "abort"
+    assert not engine.stats().is_paused
+
+
 def test_new_weights_serve_without_a_restart(engine: sgjax.Engine, tmp_path: Path):
     zero, one = (write_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1))
     prompt, short = "The capital of France is", {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}

@@ -38,6 +38,13 @@ def test_receipt_adds_up(engine):
     assert again.receipt.cached_tokens == 32
 
 
+def test_the_first_chunk_tells_what_was_cached(engine):
+    engine.flush_cache()
+    for cached in (0, 32):
+        first, *_ = engine.stream(input_ids=PROMPT, sampling_params=GREEDY)
+        assert first.receipt.cached_tokens == cached
+
+
 def test_text_ids_and_messages_are_the_same_prompt(engine):
     messages = [{"role": "user", "content": "Hello"}]
     ids = engine.tokenizer.encode_chat(messages)
@@ -264,8 +271,21 @@ def test_queue_limit_refuses(make_engine):
     for i in range(2):
         engine.submit(sgjax.Request(rid=str(i), input_ids=(1, 2), sampling=sampling))
     requests = [sgjax.Request(rid=str(i), input_ids=(1, 2), sampling=sampling) for i in range(2, 8)]
-    with pytest.raises(sgjax.QueueFull, match="2 requests"):  # not at once: one may be running already
+    with pytest.raises(sgjax.QueueFull, match="exceed 2, the limit"):  # not at once: one may be running already
         list(map(engine.submit, requests))
+
+
+def test_queue_limit_counts_samples(make_engine):
+    engine = make_engine(max_queued_requests=4, max_running_requests=1)
+    engine.pause()
+    engine.submit(sgjax.Request(rid="a", input_ids=(1, 2), sampling=SamplingParams(n=3)))
+    with pytest.raises(sgjax.QueueFull, match="3 samples are waiting"):
+        engine.submit(sgjax.Request(rid="b", input_ids=(1, 2), sampling=SamplingParams(n=2)))
+    engine.submit(sgjax.Request(rid="c", input_ids=(1, 2)))
+    with pytest.raises(sgjax.RequestError, match="more than the queue ever holds, 4"):
+        engine.submit(sgjax.Request(rid="d", input_ids=(1, 2), sampling=SamplingParams(n=5)))
+    engine.abort_requests("a")
+    engine.submit(sgjax.Request(rid="e", input_ids=(1, 2), sampling=SamplingParams(n=3)))
 
 
 def test_close_tells_open_requests(make_engine):

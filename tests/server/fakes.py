@@ -219,6 +219,9 @@ class FakeEngine:
         self.num_looks += 1
         return LiveSnapshot(await self.stats(), (), self.prefixes.snapshot([], max_nodes))
 
+    async def abort_requests(self, rid: str | None = None) -> None:
+        self.controls.append(("abort_requests", rid))
+
     async def flush_cache(self) -> int:
         self.num_flushes += 1
         return 3
@@ -266,6 +269,8 @@ class FakeEngine:
     def _delta(self, request: Request, index: int, reply: list[int], position: int) -> OutputDelta:
         token_ids = reply[position : position + 1]
         finish = receipt = prompt_logprobs = None
+        if position == 0:
+            receipt = Receipt(prompt_tokens=len(request.input_ids), completion_tokens=1, cached_tokens=2)
         if position >= len(reply) - 1:
             finish = self.end or (FinishReason("stop", EOS) if EOS in token_ids else FinishReason("length"))
             receipt = self.receipt or Receipt(

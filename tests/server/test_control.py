@@ -17,15 +17,12 @@ from .fakes import FakeEngine
 async def test_abort_one(client, engine: FakeEngine):
     response = await client.post("/abort_request", json={"rid": "r", "abort_message": None})
     assert (response.status_code, response.content) == (200, b"")
-    assert engine.aborted == ["r"]
+    assert engine.controls == [("abort_requests", "r")]
 
 
-@pytest.mark.parametrize("was_paused", [False, True])
-async def test_abort_all_leaves_a_pause_as_it_is(client, engine: FakeEngine, was_paused: bool):
-    engine.is_paused = was_paused
+async def test_abort_all(client, engine: FakeEngine):
     assert (await client.post("/abort_request", json={"abort_all": True, "rid": ""})).status_code == 200
-    assert engine.controls[0] == ("pause", "abort")
-    assert engine.is_paused == was_paused
+    assert engine.controls == [("abort_requests", None)]
 
 
 @pytest.mark.parametrize("body", [None, {}, {"mode": "abort"}, {"mode": "in_place"}, {"mode": "retract"}])
@@ -65,7 +62,7 @@ class TestWeights:
 
     async def test_requests_are_aborted_first(self, client, engine: FakeEngine):
         await client.post(self.URL, json={"model_path": "/new", "abort_all_requests": True})
-        assert engine.controls == [("pause", "abort"), ("resume",), ("update_weights", "/new", None)]
+        assert engine.controls == [("abort_requests", None), ("update_weights", "/new", None)]
 
     async def test_pause_is_kept(self, client, engine: FakeEngine):
         answer = (await client.post(self.URL, json={"model_path": "/new", "keep_pause": True})).json()

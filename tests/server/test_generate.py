@@ -91,7 +91,9 @@ async def test_stream_repeats_the_text_so_far(client):
     events = events_of(await client.post(URL, json={"text": "a", "stream": True}))
     assert [event["text"] for event in events] == ["Hello world"[: i + 1] for i in range(11)] + ["Hello world"]
     assert [event["meta_info"]["completion_tokens"] for event in events] == list(range(1, 13))
+    assert {event["meta_info"]["cached_tokens"] for event in events} == {2}
     assert events[0]["meta_info"]["finish_reason"] is None
+    assert "receipt" not in events[0]["meta_info"]
     assert events[-1]["meta_info"]["finish_reason"]["type"] == "stop"
     assert "index" not in events[0]
 

@@ -107,6 +107,31 @@ def test_endless_backtracking_is_refused():
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("", "a*", "^", "$", "(?:x|)", "(?:){99999999}"),
+        *(
+            "(a{1000}){1000}",
+            "((((a|b|){30}){30}){30}){30}c",
+            "(?=(a{99}){99})",
+            "(?>a{40}b{0,40}){40}",
+            "(a{40,}|b){40}",
+        ),
+    ],
+)
+def test_a_pattern_that_stops_at_once_or_is_too_large_is_refused(pattern: str):
+    with pytest.raises(RequestError, match="stop_regex"):
+        StopMatcher((), [pattern])
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(?<=a)", r"\b", r"[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}", "(a*b+?)*?c{200}", "(?i:x)"]
+)
+def test_a_pattern_that_may_match_later_is_taken(pattern: str):
+    StopMatcher((), [pattern])
+
+
 def test_a_pattern_that_regex_refuses_names_its_field():
     with pytest.raises(RequestError, match="stop_regex"):
         StopMatcher((), ["(?P<a>x)("])

@@ -183,6 +183,9 @@ class EngineClient:
     async def metrics(self) -> str:
         return await self._call(str, "metrics")
 
+    async def abort_requests(self, rid: str | None = None) -> None:
+        await self._call(type(None), "abort_requests", rid)
+
     async def flush_cache(self) -> int:
         return await self._call(int, "flush_cache")
 

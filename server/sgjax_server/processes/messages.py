@@ -11,7 +11,16 @@ from sgjax.errors import EngineError, QueueFull, RequestError
 from sgjax.types import FinishReason, Request, TokenEvent
 
 ControlName = Literal[
-    "stats", "live", "metrics", "flush_cache", "pause", "resume", "update_weights", "start_profile", "stop_profile"
+    "stats",
+    "live",
+    "metrics",
+    "abort_requests",
+    "flush_cache",
+    "pause",
+    "resume",
+    "update_weights",
+    "start_profile",
+    "stop_profile",
 ]
 
 

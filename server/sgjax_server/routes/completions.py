@@ -65,7 +65,7 @@ def _requests(body: CompletionRequest, prompt_ids: Sequence[Sequence[int]], cont
     wants_logprobs = body.logprobs is not None
     return [
         Request(
-            rid=rid if len(prompt_ids) == 1 else f"{rid}-{number}",
+            rid=rid if len(prompt_ids) == 1 else f"{rid}_{number}",
             input_ids=tuple(ids),
             sampling=sampling,
             return_logprob=wants_logprobs or body.is_ranked,
@@ -114,11 +114,11 @@ async def _events(
             "text": echo + delta.text,
             "logprobs": form.format(_joined(delta.prompt_logprobs, delta.logprobs)),
             **finish_fields(delta.finish),
-            **receipt_fields(delta.receipt, wanted=body.return_receipt),
         }
         sglext = {}
-        if delta.receipt is not None:
+        if delta.finish is not None and delta.receipt is not None:
             usage.add(delta.index, delta.receipt)
+            choice |= receipt_fields(delta.receipt, wanted=body.return_receipt)
             sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
         yield sse.event({**head, "choices": [choice], **sglext})
     if body.include_usage:

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import Response
 
 from sgjax.types import RequestError
-from sgjax_server.engine_api import ServedEngine
 from sgjax_server.middleware.access import control_router
 from sgjax_server.routes.context import ContextDep, json_response
 from sgjax_server.schemas.control import (
@@ -35,11 +34,8 @@ async def flush_cache(context: ContextDep) -> dict[str, Any]:
 
 @router.post("/abort_request", response_class=Response)
 async def abort_request(body: AbortRequest, context: ContextDep) -> Response:
-    """Ends a request, or all. Their clients get what there is so far. An id that is not known is no error."""
-    if body.abort_all:
-        await _abort_all(context.engine)
-    elif body.rid:
-        context.engine.abort(body.rid)
+    """Ends a request, those of a batch, or all. Clients get what there is so far. An unknown id is no error."""
+    await context.engine.abort_requests(None if body.abort_all else body.rid)
     return Response(status_code=200)
 
 
@@ -67,7 +63,7 @@ async def update_weights_from_disk(body: UpdateWeightsRequest, context: ContextD
     engine = context.engine
     before = await engine.stats()
     if body.abort_all_requests:
-        await _abort_all(engine)
+        await engine.abort_requests()
     if body.keep_pause:
         await engine.pause("retract")
     try:
@@ -119,11 +115,3 @@ def _folder(path: str | None) -> str:
     except (OSError, ValueError) as error:
         raise RequestError("output_dir", str(error)) from None
     return path
-
-
-async def _abort_all(engine: ServedEngine) -> None:
-    """Ends every request, of other HTTP workers too."""
-    was_paused = (await engine.stats()).is_paused
-    await engine.pause("abort")
-    if not was_paused:
-        await engine.resume()

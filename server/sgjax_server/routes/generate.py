@@ -99,8 +99,9 @@ class _Format:
             "completion_tokens": len(sample.output_ids),
         }
         if sample.receipt is not None:
-            meta["weight_version"] = sample.receipt.weight_version
             meta["cached_tokens"] = sample.receipt.cached_tokens
+        if sample.finish is not None and sample.receipt is not None:
+            meta["weight_version"] = sample.receipt.weight_version
             meta["forced_tokens"] = sample.receipt.forced_tokens
             meta["e2e_latency"] = sample.receipt.e2e_s
             meta["receipt"] = dataclasses.asdict(sample.receipt)

@@ -12,7 +12,7 @@ from sgjax_server.schemas.common import ApiModel
 
 
 class AbortRequest(ApiModel):
-    """Which requests to end: one, or all."""
+    """Which requests to end: one, those of a batch (ids `rid_0`, `rid_1`, ...), or all."""
 
     IGNORED = frozenset({"abort_message", "finished_reason"})
 

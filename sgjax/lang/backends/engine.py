@@ -141,7 +141,7 @@ class EngineBackend:
             "prompt_tokens": len(output.prompt_ids),
             "completion_tokens": len(output.output_ids),
         }
-        if output.receipt is not None:
+        if output.finish is not None and output.receipt is not None:
             meta |= {
                 "cached_tokens": output.receipt.cached_tokens,
                 "computed_tokens": output.receipt.computed_tokens,
