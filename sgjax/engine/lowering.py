@@ -129,7 +129,7 @@ class Lowering:
                 args = self._params, self._cache, _ints(self._num_slots), batch, slots
                 lowered = self._forward.lower(*args, graphdef=graphdef, ops=self._ops)
             case SampleKey():
-                lowered = self._sample.lower(*self._sample_args(key))
+                lowered = self._sample.lower(*self.sample_args(key))
             case MaskKey(num_rows):
                 lowered = self._mask.lower(self._row_logits(num_rows), _ints(num_rows, -(-config.vocab_size // 32)))
             case PromptKey(num_tokens):
@@ -150,7 +150,8 @@ class Lowering:
     def _row_logits(self, num_rows: int) -> Any:
         return jax.ShapeDtypeStruct((num_rows, self._model.config.vocab_size), jnp.float32)
 
-    def _sample_args(self, key: SampleKey) -> tuple:
+    def sample_args(self, key: SampleKey) -> tuple:
+        """The shapes that `sample_step` is lowered with."""
         num_rows = key.num_rows
         reals = jax.ShapeDtypeStruct((num_rows,), jnp.float32)
         rows = penalties = counts = asked = None

@@ -115,7 +115,7 @@ class Runner:
         if step.penalties is not None:
             penalties, counts = PenaltyRows(**_fields(step.penalties)), self._counts
         key = SampleKey(len(step.slots), rows is not None, penalties is not None, step.asked_ids is not None)
-        tokens, self._last_token, counts, logprobs = self.compiler.get(key)(
+        self._last_token, tokens, counts, logprobs = self.compiler.get(key)(
             row_logits,
             None if step.asked_ids is None else raw_logits,
             self._last_token,

@@ -53,7 +53,8 @@ def forward_step(
         token_ids = last_token.at[slots].get(mode="fill", fill_value=0)
         batch = dataclasses.replace(batch, token_ids=token_ids)
     hidden, cache = forward(params, batch, cache, graphdef=graphdef, ops=ops)
-    return cache, logits(params, hidden[batch.logit_index], graphdef=graphdef), hidden
+    wanted = hidden if batch.decode else hidden[batch.logit_index]
+    return cache, logits(params, wanted, graphdef=graphdef), hidden
 
 
 def mask_step(row_logits: jax.Array, mask: jax.Array) -> jax.Array:
@@ -80,7 +81,8 @@ def sample_step(
       asked_ids: int32 (S, A), None when no row wants log-probabilities.
 
     Returns:
-      tokens int32 (S,), last_token, counts, log-probabilities of the raw distribution.
+      last_token, tokens int32 (S,), counts, log-probabilities of the raw distribution. In this order: a donated array
+      becomes the first result of its shape, and with as many slots as rows the tokens are of `last_token`'s.
     """
     adjusted = row_logits
     if penalties is not None:
@@ -94,7 +96,7 @@ def sample_step(
     if asked_ids is not None:
         assert raw_logits is not None
         found = token_logprobs(raw_logits, tokens, asked_ids, MAX_TOP_LOGPROBS)
-    return tokens, last_token, counts, found
+    return last_token, tokens, counts, found
 
 
 def prompt_step(params: Any, hidden: jax.Array, targets: jax.Array, asked_ids: jax.Array, *, graphdef: Any) -> Logprobs:

@@ -20,7 +20,7 @@ class ForwardBatch:
       kv_lens: int32 (S,), tokens of row s in the cache after this step's are written; 0 is a padding row.
       page_table: int32 (S, P), the pages of row s in order; entries past its length are arbitrary but in range.
       logit_index: int32 (S,), the token whose hidden state row s wants logits of.
-      decode: static. True: every row is one token, T == S, q_starts is arange.
+      decode: static. True: every row is one token, T == S, q_starts and logit_index are arange.
     """
 
     token_ids: jax.Array

@@ -18,8 +18,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from sgjax.engine.lowering import ForwardKey, Lowering
-from sgjax.kernels import resolve
+from sgjax.engine.lowering import ForwardKey, SampleKey
 from sgjax.kernels.cases import AttentionCase
 from sgjax.kernels.paged_decode import mosaic as decode_mosaic
 from sgjax.kernels.paged_decode import specs as decode_specs
@@ -27,9 +26,7 @@ from sgjax.kernels.paged_prefill import mosaic as prefill_mosaic
 from sgjax.kernels.paged_prefill import specs as prefill_specs
 from sgjax.kernels.write_kv import mosaic as write_mosaic
 from sgjax.kernels.write_kv import specs as write_specs
-from sgjax.models.loader import LoadedModel
-from sgjax.models.registry import build, read_config
-from sgjax.models.spec import declare
+from tests.kernels.h100_steps import compile_sampling, compile_step
 
 # What the compiler asks about an H100 SXM5, from NVIDIA's data sheet and CUDA's limits for compute capability 9.0.
 H100 = """
@@ -68,9 +65,6 @@ gpu_device_info {
   block_dim_limit_z: 65535
 }
 """
-_LARGE_BYTES = 16 << 20  # Half of the smallest weight matrix.
-_NO_NEW_MEMORY = {"parameter", "bitcast", "tuple", "get-tuple-element", "constant"}
-_DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 
 
 def kernels() -> list[tuple[str, Callable[..., Any], Any, tuple[int, ...]]]:
@@ -89,71 +83,6 @@ def kernels() -> list[tuple[str, Callable[..., Any], Any, tuple[int, ...]]]:
         *(("paged_prefill", prefill_mosaic.paged_prefill, case, ()) for case in prefill),
         ("write_kv", write_mosaic.write_kv, write_specs.BENCHMARK_GPU[0], (0, 1)),
     ]
-
-
-def llama_8b(num_layers: int, sharding: jax.sharding.Sharding) -> LoadedModel:
-    """Llama 3.1 8B's shapes, without weights."""
-    config = read_config(
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": 128256,
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 500000.0,
-            "max_position_embeddings": 131072,
-            "torch_dtype": "bfloat16",
-        },
-        "bfloat16",
-    )
-    graphdef, specs = declare(build(config))
-    params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding), specs)
-    return LoadedModel(config, graphdef, params, {}, Path())
-
-
-def compile_step(
-    sharding: jax.sharding.Sharding, kernel_choices: str, key: ForwardKey, num_layers: int, page_size: int
-) -> dict[str, Any]:
-    """What a step takes besides weights and cache, and what in it makes large arrays."""
-    model = llama_8b(num_layers, sharding)
-    num_pages = key.num_rows * key.num_pages
-    ops = resolve(kernel_choices, "gpu")
-    lowering = Lowering(
-        model, ops, num_slots=key.num_rows, num_pages=num_pages, page_size=page_size, kv_dtype="bfloat16"
-    )
-    compiled = lowering.compile(key)
-    memory = compiled.memory_analysis()
-    config = model.config
-    layer_bytes = 2 * config.num_kv_heads * num_pages * page_size * config.head_dim * 2
-    return {
-        "kernel_choices": kernel_choices,
-        "num_layers": num_layers,
-        "cache_shape": f"bf16[{config.num_kv_heads},{num_pages},{page_size},{config.head_dim}]",
-        "cache_bytes": layer_bytes * num_layers,
-        "alias_bytes": memory.alias_size_in_bytes,
-        "temp_bytes": memory.temp_size_in_bytes,
-        **describe(compiled.as_text()),
-    }
-
-
-def describe(hlo: str) -> dict[str, Any]:
-    """Counts of the entry computation's instructions by kind, and (kind, type) of those that make a large array."""
-    entry = hlo[hlo.index("\nENTRY ") :]
-    found = re.findall(r"^\s+(?:ROOT )?%\S+ = (\(.*?\)|\S+) ([\w-]+)\(", entry, re.MULTILINE)
-    large, counts = [], {}
-    for types, kind in found:
-        counts[kind] = counts.get(kind, 0) + 1
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", types)
-        num_bytes = sum(
-            _DTYPE_BYTES[dtype] * math.prod(map(int, dims.split(",") if dims else ())) for dtype, dims in arrays
-        )
-        if kind not in _NO_NEW_MEMORY and num_bytes >= _LARGE_BYTES:
-            large.append((kind, re.sub(r"\{[^}]*\}", "", types)))
-    return {"large": large, "counts": counts}
 
 
 def take_reports(dump: Path) -> dict[str, dict[str, int]]:
@@ -181,25 +110,29 @@ def main() -> None:
     for op, function, case, donated in kernels():
         args = [jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=sharding) for arg in case.shapes()]
         compiled = jax.jit(partial(function, **case.kwargs), donate_argnums=donated).lower(*args).compile()
-        alias_bytes = compiled.memory_analysis().alias_size_in_bytes
+        memory = compiled.memory_analysis()
+        assert memory is not None
         donated_bytes = sum(math.prod(args[i].shape) * args[i].dtype.itemsize for i in donated)
         report["kernels"].append(
             {
                 "op": op,
                 "case": case.name,
                 "compiled": take_reports(dump),
-                "alias_bytes": alias_bytes,
+                "alias_bytes": memory.alias_size_in_bytes,
                 "donated_bytes": donated_bytes,
             }
         )
     steps = {
         "decode": ("write_kv=xla,*=mosaic", ForwardKey(True, 64, 64, 32), 32, 64),
+        # One running sequence is decoded in a bucket of four rows.
+        "decode of one": ("write_kv=xla,*=mosaic", ForwardKey(True, 4, 4, 32), 2, 64),
         "decode, all mosaic": ("*=mosaic", ForwardKey(True, 64, 64, 128), 2, 16),
         "prefill": ("write_kv=xla,*=mosaic", ForwardKey(False, 2048, 8, 128), 2, 16),
     }
     for name, step_args in steps.items():
-        step = compile_step(sharding, *step_args)
+        step = compile_step(sharding, dump, *step_args)
         report["steps"][name] = step | {"compiled": take_reports(dump)}
+    report["greedy"] = compile_sampling(sharding, dump, SampleKey(64, sampled=False, penalised=False, logprobs=False))
     print(json.dumps(report))
 
 
