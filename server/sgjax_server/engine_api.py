@@ -57,6 +57,10 @@ class ServedEngine(Protocol):
         """A consistent picture, taken between two steps."""
         ...
 
+    async def stats_now(self) -> EngineStats:
+        """`stats` without waiting for the step at work; its parts may be of different moments."""
+        ...
+
     async def metrics(self) -> str:
         """The engine's page for Prometheus. Does not wait for the step at work."""
         ...

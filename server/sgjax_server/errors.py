@@ -30,6 +30,7 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 
@@ -135,6 +136,8 @@ def error_response(path: str, error: ApiError) -> Response:
             headers["WWW-Authenticate"] = "Bearer"
         case 429 | 503:
             headers["Retry-After"] = "1"
+        case 501 | 504:
+            headers["X-Should-Retry"] = "false"  # clients of OpenAI and Anthropic would, and it would end no better
         case 408 | 413 | 415:
             headers["Connection"] = "close"  # what is left of the body is not read
         case 500:

@@ -39,6 +39,9 @@ class LocalEngine:
     async def stats(self) -> EngineStats:
         return await asyncio.to_thread(self._engine.stats)
 
+    async def stats_now(self) -> EngineStats:
+        return self._engine.stats_now()
+
     async def metrics(self) -> str:
         return self._engine.metrics()
 

@@ -33,8 +33,9 @@ _TAGS = {
 
 _ERRORS = {
     "4XX": "The request is refused: 400 a bad field (its name is in the message), 401 no key, 403 another site's page, "
-    "404 not there, 408 too late, 413 too large, 429 too busy (with `Retry-After`).",
-    "5XX": "503: the engine is loading, or it failed while it worked on this (with `Retry-After`). 500: a bug.",
+    "404 not there, 408 its body came too late, 413 too large, 429 too busy (with `Retry-After`).",
+    "5XX": "503: the engine is loading, or it failed while it worked on this (with `Retry-After`). 504: it took "
+    "longer than the server allows, and would again (`X-Should-Retry: false`). 501: not implemented. 500: a bug.",
 }
 
 

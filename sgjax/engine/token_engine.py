@@ -127,6 +127,10 @@ class TokenEngine:
         """A consistent picture, taken between two steps."""
         return self._loop.call(self._stats)
 
+    def stats_now(self) -> EngineStats:
+        """`stats` without waiting for the step at work; its parts may be of different moments."""
+        return self._stats()
+
     def metrics(self) -> str:
         """The page for Prometheus. Does not wait for the step at work, so that it also tells of one that hangs."""
         return self._metrics.render(self.info, self._stats())

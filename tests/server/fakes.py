@@ -208,6 +208,9 @@ class FakeEngine:
             num_compiled_by_kind={},
         )
 
+    async def stats_now(self) -> EngineStats:
+        return await self.stats()
+
     async def metrics(self) -> str:
         if self.hung:
             await asyncio.sleep(3600)

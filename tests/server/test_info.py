@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import functools
 
 import pytest
 from sgjax_server.config import ServerConfig
+from sgjax_server.routes import context
 
 import sgjax
 from sgjax.config import EngineConfig
@@ -48,3 +51,12 @@ async def test_flush_cache(client, engine: FakeEngine):
 async def test_without_an_engine(client, engine: FakeEngine, path: str):
     engine.is_alive = False
     assert (await client.get(path)).status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/model_info", "/server_info", "/get_weight_version", "/v1/loads", "/get_load"])
+async def test_an_engine_that_says_nothing(client, engine: FakeEngine, monkeypatch, path: str):
+    monkeypatch.setattr(context, "ENGINE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(engine, "stats", functools.partial(asyncio.sleep, 3600))
+    response = await client.get(path)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_silent")
+    assert response.headers["retry-after"] == "1"

@@ -127,7 +127,7 @@ async def test_time_is_up(engine: FakeEngine, path: str):
     engine.stuck = True
     async with _client(_app(engine, request_timeout_s=1.0)) as client:
         response = await client.post(path, json={**CALLS[path], "stream": False})
-    assert response.status_code == 408
+    assert (response.status_code, response.headers["x-should-retry"]) == (504, "false")
     assert "longer" in _error(path, response.json())
     assert engine.aborted == [request.rid for request in engine.submitted]
 

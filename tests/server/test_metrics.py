@@ -71,7 +71,7 @@ async def test_without_an_engine():
     transport = httpx.ASGITransport(create_app(EngineHost(), ServerConfig()))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         values = await read(client)
-    assert values["engine_up",] == 0
+    assert values["engine_up",] == values["engine_restarts_total",] == 0
     assert ("num_running_reqs",) not in values
 
 

@@ -44,6 +44,7 @@ def test_a_killed_engine_is_replaced_and_its_requests_hear_of_it(flags: list[str
         until(lambda: server.health()["status"] == "ready")
         assert server.complete().json()["usage"]["completion_tokens"] == 2
         assert stats(server)["weight_version"] == "two"  # not those that the first engine began with
+        assert "\nsgjax:engine_restarts_total 1.0\n" in httpx.get(server.url + "/metrics").text
         assert server.pids("engine_process") != [engine]
         assert server.process.poll() is None
 

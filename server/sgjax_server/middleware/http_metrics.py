@@ -21,18 +21,22 @@ class HttpMetrics(Collector):
     Attributes:
       requests: finished ones by method, route and status; the status is "none" where the client left before it.
       num_open: requests being answered. num_streams: those of them whose answer comes in pieces.
+      num_engine_restarts: engines that another took the place of, as the supervisor says.
     """
 
     def __init__(self) -> None:
         self.requests: collections.Counter[tuple[str, str, str]] = collections.Counter()
         self.num_open = 0
         self.num_streams = 0
+        self.num_engine_restarts = 0
         self._pid = str(os.getpid())
 
     def render(self, *, engine_up: bool) -> str:
         """The page's part about this process, in Prometheus' text format."""
         up = GaugeMetricFamily("sgjax:engine_up", "Whether the engine takes requests.", float(engine_up))
-        return generate_latest(_Families([up, *self.collect()])).decode()
+        ended = "Engine processes that died or hung, and whose place another took."
+        restarts = CounterMetricFamily("sgjax:engine_restarts_total", ended, self.num_engine_restarts)
+        return generate_latest(_Families([up, restarts, *self.collect()])).decode()
 
     def collect(self) -> Iterator[Metric]:
         # Each HTTP process counts its own, and chance decides which answers a scrape: the pid tells them apart.

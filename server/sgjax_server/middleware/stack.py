@@ -38,7 +38,7 @@ def middleware_stack(
                 allow_origins=config.cors_allow_origins,
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
-                expose_headers=["Retry-After"],
+                expose_headers=["Retry-After", "X-Should-Retry"],
             )
         )
     stack.append(Middleware(LogRequests, request_log=request_log))

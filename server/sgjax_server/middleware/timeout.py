@@ -10,7 +10,7 @@ from sgjax_server.errors import ApiError, error_response
 
 
 class LimitTime:
-    """ASGI middleware: a request that has not been answered in time ends with 408, and leaves the engine.
+    """ASGI middleware: a request that has not been answered in time ends with 504, and leaves the engine.
 
     A response that is a stream takes the limit over, with `taken_timeout`, to say the end in its own form.
     """
@@ -51,4 +51,4 @@ def taken_timeout(scope: Scope) -> float | None:
 
 
 def timeout_error() -> ApiError:
-    return ApiError(408, "the request took longer than the server allows", code="request_timeout")
+    return ApiError(504, "the request took longer than the server allows", code="request_timeout")

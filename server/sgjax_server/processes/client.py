@@ -177,6 +177,9 @@ class EngineClient:
     async def stats(self) -> EngineStats:
         return await self._call(EngineStats, "stats")
 
+    async def stats_now(self) -> EngineStats:
+        return await self._call(EngineStats, "stats_now")
+
     async def live(self, max_nodes: int) -> LiveSnapshot:
         return await self._call(LiveSnapshot, "live", max_nodes)
 

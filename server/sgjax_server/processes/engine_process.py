@@ -114,7 +114,7 @@ class EngineServer:
                 self._submit(message)
             case Abort(rid, index, reason):
                 self._engine.abort(rid, index, reason)
-            case Call(method="metrics"):  # it waits for nothing, so that it also tells of an engine that hangs
+            case Call(method="metrics" | "stats_now"):  # they wait for nothing, and so tell of an engine that hangs too
                 self._call(message)
             case Call():
                 self._controls.submit(self._call, message)

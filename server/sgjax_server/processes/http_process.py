@@ -81,6 +81,8 @@ class HttpProcess:
                     await self._follow(state)
 
     async def _follow(self, state: EngineState) -> None:
+        num_ended = state.generation + (state.status == "restarting")
+        self._app.state.http_metrics.num_engine_restarts = num_ended
         if state.status == "ready":
             await self._connect(state)
             return

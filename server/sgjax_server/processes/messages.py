@@ -12,6 +12,7 @@ from sgjax.types import FinishReason, Request, TokenEvent
 
 ControlName = Literal[
     "stats",
+    "stats_now",
     "live",
     "metrics",
     "abort_requests",

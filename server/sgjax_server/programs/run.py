@@ -174,7 +174,7 @@ class ProgramRun:
         """What the client is told. `first`: the branch that failed before others did because of it."""
         if self._is_late:
             message = f"the program took longer than {self._call.timeout_s:g} s"
-            return ProgramFailed(408, message, at=self._budget.at, variable=None, state=0)
+            return ProgramFailed(504, message, at=self._budget.at, variable=None, state=0)
         if first is None or not isinstance(first.executor.error, Exception):
             return _failed(error, self._budget.at, None, 0)
         return _failed(first.executor.error, first.at, first.names[0] if first.names else None, first.number)

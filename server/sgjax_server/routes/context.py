@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from pydantic_core import to_json
 from sgjax.types import RequestError
 from sgjax_server.chat.model_format import ModelFormat
 from sgjax_server.config import ServerConfig
+from sgjax_server.errors import ApiError
 from sgjax_server.host import EngineHost
 from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.middleware.request_log import RequestRecord
@@ -21,7 +23,11 @@ from sgjax_server.sessions import SessionStore
 from sgjax_server.tokens import TokenTexts
 
 if TYPE_CHECKING:
+    from sgjax.engine import EngineStats
     from sgjax_server.engine_api import ServedEngine
+
+ENGINE_TIMEOUT_S = 2.0
+"""How long who asks about the engine waits for its word."""
 
 
 class Context:
@@ -44,6 +50,19 @@ class Context:
         self.in_flight: TokensInFlight = state.in_flight
         self.record: RequestRecord = request.state.record
         self.receive = request.receive
+
+    async def stats(self) -> EngineStats:
+        """What the engine says of itself.
+
+        Raises:
+          ApiError: 503, it says nothing for `ENGINE_TIMEOUT_S`, as when its process is stopped.
+        """
+        try:
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                return await self.engine.stats_now()
+        except TimeoutError:
+            message = f"the engine has not answered for {ENGINE_TIMEOUT_S:g} s"
+            raise ApiError(503, message, code="engine_silent") from None
 
     def decode(self, token_ids: Sequence[int], field: str, *, skip_special_tokens: bool) -> str:
         """The text of ids that a request's `field` holds. Raises RequestError for one outside the vocabulary."""

@@ -21,7 +21,7 @@ async def model_info(context: ContextDep) -> dict[str, Any]:
     """The model, with what a client needs to write prompts for it."""
     info, tokenizer = context.engine.info, context.engine.tokenizer
     special = tokenizer.special_tokens
-    stats = await context.engine.stats()
+    stats = await context.stats()
     return {
         "model_path": info.config.model_path,
         "tokenizer_path": info.config.tokenizer_path or info.config.model_path,
@@ -44,14 +44,14 @@ async def model_info(context: ContextDep) -> dict[str, Any]:
 @router.get("/get_weight_version")
 async def weight_version(context: ContextDep) -> dict[str, str]:
     """Which weights serve now: "default" until /update_weights_from_disk."""
-    return {"weight_version": (await context.engine.stats()).weight_version}
+    return {"weight_version": (await context.stats()).weight_version}
 
 
 @router.get("/server_info", dependencies=[ADMIN])
 @router.get("/get_server_info", include_in_schema=False, dependencies=[ADMIN])
 async def server_info(context: ContextDep) -> Response:
     """Every setting but the keys, the version, and the engine's state and totals in `internal_states` (one entry)."""
-    stats = await context.engine.stats()
+    stats = await context.stats()
     return json_response(
         {
             **dataclasses.asdict(context.engine.info.config),

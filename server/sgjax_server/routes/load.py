@@ -40,7 +40,7 @@ async def get_load(context: ContextDep) -> list[dict[str, Any]]:
 
 
 async def _load(context: Context) -> dict[str, Any]:
-    stats = await context.engine.stats()
+    stats = await context.stats()
     info, cache, counters = context.engine.info, stats.cache, stats.counters
     page_size = info.config.page_size
     # What is cached and used by nobody gives way at once, so it is no load.

@@ -11,10 +11,10 @@ import sgjax
 from sgjax_server.errors import ApiError
 from sgjax_server.host import EngineHost
 from sgjax_server.middleware.http_metrics import HttpMetrics
+from sgjax_server.routes.context import ENGINE_TIMEOUT_S
 
 router = APIRouter(tags=["info"])
 
-ENGINE_TIMEOUT_S = 2.0
 _CONTENT = {"text/plain": {"schema": {"type": "string"}}}
 
 
