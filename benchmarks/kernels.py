@@ -1,6 +1,8 @@
-"""Times implementations of one kernel side by side, after checking each against the reference.
+"""Checks implementations of one kernel against the reference, and times them side by side.
 
-    python -m benchmarks.kernels paged_decode --impl xla,reference,my.py:fn
+    python -m benchmarks.kernels paged_decode --impl xla,mosaic,my.py:fn   # checks and times cases of serving
+    python -m benchmarks.kernels paged_decode --impl my.py:fn --check      # only checks, the parity tests' small cases
+    python -m benchmarks.kernels paged_decode --tune                       # finds the Hopper kernel's sizes for a GPU
 
 A time is that of `--layers` calls, each on its own cache and fed with the output of the one before, as in a model.
 The implementations take turns, so that other load on the machine meets all of them.
@@ -9,11 +11,13 @@ The implementations take turns, so that other load on the machine meets all of t
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import tune
+from benchmarks.gpu.checks import on_this_device
+from benchmarks.gpu.measure import relative_error
 from sgjax.kernels import OP_NAMES, resolve
 from sgjax.kernels.cases import AttentionCase, WriteCase
 
@@ -30,16 +37,21 @@ _MAX_CACHE_BYTES = 1 << 30
 
 def main() -> None:
     args = _arguments()
-    specs = importlib.import_module(f"sgjax.kernels.{args.op}.specs")
     device = jax.devices()[0]
-    cases = [c for c in getattr(specs, f"BENCHMARK_{device.platform.upper()}") if args.case in c.name]
-    kernels = {name: getattr(resolve(f"{args.op}={name}", device.platform), args.op) for name in args.impl.split(",")}
+    names = args.impl.split(",")
+    if device.platform == "cpu" and "mosaic" in names and not args.check:
+        sys.exit("mosaic is for Hopper GPUs: a CPU can only check it, in an interpreter (--check)")
+    if args.tune:
+        return tune.run(args.op, device, args.case)
+    specs = importlib.import_module(f"sgjax.kernels.{args.op}.specs")
+    every = specs.PARITY if args.check else getattr(specs, f"BENCHMARK_{device.platform.upper()}")
+    cases = [case for case in every if args.case in case.name]
+    if not cases:
+        sys.exit(f"--case: none of {', '.join(case.name for case in every)} contains {args.case!r}")
+    kernels = {name: _kernel(args.op, name, device) for name in names}
     rows = []
     for case in cases:
-        row: dict[str, Any] = {"case": case.name}
-        row |= {f"error_{name}": relative_error(args.op, kernel, case) for name, kernel in kernels.items()}
-        for name, (median_s, least_s) in time_kernels(kernels, case, args.layers, args.repeats).items():
-            row |= {f"{name}_ms": round(median_s * 1e3, 3), f"{name}_least_ms": round(least_s * 1e3, 3)}
+        row = _measure(args, kernels, case)
         rows.append(row)
         print(_line(row, kernels), flush=True)
     result = {"op": args.op, "layers": args.layers, "jax": jax.__version__, "device": device.device_kind}
@@ -56,26 +68,59 @@ def _arguments() -> argparse.Namespace:
         "--impl", default="xla", help="comma-separated: xla, native, reference, mosaic, file.py:function"
     )
     parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument(
+        "--check", action="store_true", help="only compare with the reference, on the parity tests' cases"
+    )
+    parser.add_argument("--tune", action="store_true", help="find the fastest sizes, and write sgjax/kernels/tuned/")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", help="JSON file for the results")
     return parser.parse_args()
 
 
-def relative_error(op: str, kernel: Callable[..., Any], case: AttentionCase | WriteCase) -> float:
+def _kernel(op: str, name: str, device: Any) -> Callable[..., Any]:
+    """The implementation; a Hopper kernel interpreted, where the device is a CPU."""
+    function = getattr(resolve(f"{op}={name}", device.platform, device.device_kind), op)
+    if name != "mosaic" or device.platform != "cpu":
+        return function
+
+    def interpreted(*args: Any, **kwargs: Any) -> Any:
+        with on_this_device("mosaic"):
+            return function(*args, **kwargs)
+
+    return interpreted
+
+
+def _measure(args: argparse.Namespace, kernels: dict[str, Callable[..., Any]], case: AttentionCase | WriteCase) -> dict:
+    row: dict[str, Any] = {"case": case.name}
+    supporting = {}
+    for name, kernel in kernels.items():
+        try:
+            row[f"error_{name}"] = error(args.op, kernel, case)
+            supporting[name] = kernel
+        except NotImplementedError as reason:
+            row[f"refused_{name}"] = str(reason)
+    if not args.check:
+        for name, (median_s, least_s) in time_kernels(supporting, case, args.layers, args.repeats).items():
+            row |= {f"{name}_ms": round(median_s * 1e3, 3), f"{name}_least_ms": round(least_s * 1e3, 3)}
+    return row
+
+
+def error(op: str, kernel: Callable[..., Any], case: AttentionCase | WriteCase) -> float:
     """||out - reference|| / ||reference||, both from the same inputs; NaN anywhere gives NaN."""
-    reference = getattr(resolve("*=reference", "cpu"), op)
     args = case.make(seed=1)
-    out = jax.tree.leaves(jax.jit(lambda *a: kernel(*a, **case.kwargs))(*args))
-    expected = jax.tree.leaves(jax.jit(lambda *a: reference(*a, **case.kwargs))(*args))
-    difference = sum(
-        float(_norm(a.astype(jnp.float32) - b.astype(jnp.float32))) for a, b in zip(out, expected, strict=True)
-    )
-    return difference / max(sum(float(_norm(b)) for b in expected), 1e-30)
-
-
-def _norm(x: jax.Array) -> jax.Array:
-    return jnp.linalg.norm(x.astype(jnp.float32).ravel())
+    out = jax.jit(functools.partial(kernel, **case.kwargs))(*args)
+    reference = jax.jit(functools.partial(getattr(resolve("*=reference", "cpu"), op), **case.kwargs))
+    with jax.default_matmul_precision("highest"):
+        if op != "paged_decode":
+            return relative_error(out, reference(*args))
+        # A few rows at a time: it is unrolled over rows, and hundreds of them would compile for minutes.
+        q, k_cache, v_cache, page_table, kv_lens = args
+        parts = [
+            reference(q[i : i + 4], k_cache, v_cache, page_table[i : i + 4], kv_lens[i : i + 4])
+            for i in range(0, len(q), 4)
+        ]
+        return relative_error(out, jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
 
 
 def time_kernels(
@@ -141,11 +186,16 @@ def _write_step(
 
 
 def _line(row: dict[str, Any], kernels: dict[str, Any]) -> str:
-    times = (
-        f"{name} {row[f'{name}_ms']:8.2f} (least {row[f'{name}_least_ms']:8.2f}, error {row[f'error_{name}']:.1e})"
-        for name in kernels
-    )
-    return f"{row['case']:36s} {'  '.join(times)}"
+    def of(name: str) -> str:
+        if f"refused_{name}" in row:
+            return f"{name} refuses: {row[f'refused_{name}']}"
+        if f"{name}_ms" not in row:
+            return f"{name} error {row[f'error_{name}']:.1e}"
+        return (
+            f"{name} {row[f'{name}_ms']:8.2f} (least {row[f'{name}_least_ms']:8.2f}, error {row[f'error_{name}']:.1e})"
+        )
+
+    return f"{row['case']:36s} {'  '.join(map(of, kernels))}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One call that checks and times everything on a GPU: see README.md. It has not run on a GPU yet.
 
-    python -m benchmarks.gpu [--out FILE.json] [--minutes 8] [--only decode,prefill] [--tiny]
+    python -m benchmarks.gpu [--out FILE.json] [--minutes 9] [--only decode,prefill] [--tiny]
 
 Every part is a process of its own, so that one which fails, faults or takes too long costs the others nothing.
 """
@@ -15,23 +15,41 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from benchmarks.gpu.goals import judge
+from benchmarks.gpu.report import Settings
 from benchmarks.gpu.table import derive, print_table
 
-# Module, function and the longest it may take, in seconds. What matters most comes first.
+
+class Part(NamedTuple):
+    """`benchmarks.gpu.<module>.<function>`, and the seconds it may take at most."""
+
+    module: str
+    function: str
+    limit_s: float
+
+
+# What matters most comes first: a run that is cut off has those rows.
 PARTS = {
-    "bandwidth": ("bandwidth", "run", 60),
-    "check mosaic": ("kernels", "check_mosaic", 90),
-    "step 8B": ("steps", "run_8b", 130),
-    "decode": ("kernels", "time_decode", 90),
-    "prefill": ("kernels", "time_prefill", 60),
-    "step 1B": ("steps", "run_1b", 110),
-    "questions": ("questions", "run", 40),
-    "check xla": ("kernels", "check_xla", 90),
+    "ceilings": Part("ceilings", "run", 40),
+    "check mosaic": Part("checks", "check_mosaic", 100),
+    "decode": Part("attention", "time_decode", 100),
+    "prefill": Part("attention", "time_prefill", 50),
+    "step 8B": Part("steps", "run_8b", 90),
+    "offline 8B": Part("offline", "run", 150),
+    "cascade": Part("attention", "time_cascade", 30),
+    "peer flashinfer": Part("peers.flash_infer", "run", 80),
+    "peer flash-attn3-jax": Part("peers.flash3", "run", 40),
+    "peer sdpa": Part("peers.sdpa", "run", 40),
+    "peer flex_attention": Part("peers.flex", "run", 60),
+    "step 1B": Part("steps", "run_1b", 90),
+    "peer transformers": Part("peers.continuous_batching", "run", 80),
+    "check xla": Part("checks", "check_xla", 90),
 }
 
 
@@ -40,13 +58,17 @@ def main() -> None:
     if args.part:
         return _run_part(args)
     only = [name.strip() for name in args.only.split(",") if name.strip()] or list(PARTS)
+    if unknown := set(only) - set(PARTS):
+        raise SystemExit(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     deadline = time.monotonic() + 60 * args.minutes
     rows: list[dict[str, Any]] = []
-    for name in only:
-        rows += _start_part(name, args, min(PARTS[name][2], deadline - time.monotonic()))
+    with tempfile.TemporaryDirectory() as cache:
+        for name in only:
+            rows += _start_part(name, args, min(PARTS[name].limit_s, deadline - time.monotonic()), cache)
     device = next((row for row in rows if row["name"] == "device" and "kind" in row), {})
     result = {"device": device.get("kind", "unknown"), **_machine(), "seed": args.seed, "tiny": args.tiny, "rows": rows}
     result["ceilings"] = derive(rows)
+    result["goals"] = judge(rows)
     out = args.out or Path("benchmarks/results") / f"gpu_{result['device'].replace(' ', '_').lower()}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
@@ -59,7 +81,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu_<device kind>.json")
-    parser.add_argument("--minutes", type=float, default=8, help="parts that do not fit any more are left out")
+    parser.add_argument("--minutes", type=float, default=9, help="parts that do not fit any more are left out")
     parser.add_argument("--only", default="", help=f"comma-separated: {', '.join(PARTS)}")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU: shows that everything runs")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**31, help="of all random data")
@@ -69,18 +91,20 @@ def _arguments() -> argparse.Namespace:
 
 def _run_part(args: argparse.Namespace) -> None:
     """The child process: rows go to standard output, one line of JSON each."""
-    from benchmarks.gpu.measure import Settings
-
-    module, function, _ = PARTS[args.part]
-    getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(Settings(args.tiny, args.seed))
+    part = PARTS[args.part]
+    getattr(importlib.import_module(f"benchmarks.gpu.{part.module}"), part.function)(Settings(args.tiny, args.seed))
 
 
-def _start_part(name: str, args: argparse.Namespace, limit_s: float) -> list[dict[str, Any]]:
-    """The rows of a part, and one more that says why if it ended before its time."""
+def _start_part(name: str, args: argparse.Namespace, limit_s: float, cache: str) -> list[dict[str, Any]]:
+    """The rows of a part, and one more that says why if it ended before its time.
+
+    Args:
+      cache: folder where XLA keeps what it compiled and which products it chose, for the parts to come.
+    """
     if limit_s < 10:
-        return [{"part": name, "name": "all", "failed": "no time was left for it"}]
+        return [{"part": name, "name": "all", "left_out": "no time was left for it"}]
     command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--seed", str(args.seed)]
-    env = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    env = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", "JAX_COMPILATION_CACHE_DIR": cache}
     if args.tiny:
         command.append("--tiny")
         env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # Compiling is all there is.
@@ -97,15 +121,16 @@ def _start_part(name: str, args: argparse.Namespace, limit_s: float) -> list[dic
     status = child.wait()
     in_time = timer.is_alive()
     timer.cancel()
-    if status != 0:
-        why = f"the process ended with {status}" if in_time else f"stopped after {limit_s:.0f} s"
-        rows.append({"part": name, "name": "rest of the part", "failed": why})
+    if not in_time:
+        rows.append({"part": name, "name": "rest of the part", "left_out": f"stopped after {limit_s:.0f} s"})
+    elif status != 0:
+        rows.append({"part": name, "name": "rest of the part", "failed": f"the process ended with {status}"})
     return rows
 
 
 def _machine() -> dict[str, Any]:
     """Versions, commit and driver."""
-    packages = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "numpy")
+    packages = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "numpy", *_PEERS)
     installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     versions = {name: installed[name] for name in packages if name in installed}
     return {
@@ -114,6 +139,9 @@ def _machine() -> dict[str, Any]:
         "driver": _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+_PEERS = ("torch", "transformers", "flashinfer-python", "flash-attn3-jax")
 
 
 def _output(*command: str) -> str | None:

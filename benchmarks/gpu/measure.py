@@ -1,48 +1,15 @@
-"""What the parts share: clocks, relative errors, and the rows that they report."""
+"""Clocks, relative errors and random arrays of the parts that run jax."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-
-class Settings(NamedTuple):
-    """How a part runs.
-
-    Attributes:
-      tiny: shapes for a CPU, which show that everything runs and nothing else.
-      seed: of all random data; new for every run.
-    """
-
-    tiny: bool
-    seed: int
-
-    @property
-    def implementations(self) -> tuple[str, ...]:
-        """What can be timed here. The Hopper kernels come last: a fault of theirs ends the process."""
-        return ("xla",) if jax.default_backend() == "cpu" else ("xla", "mosaic")
-
-
-def report(name: str, make: Callable[..., dict[str, Any]], *args: Any) -> None:
-    """Prints the row that `make(*args)` gives as one line of JSON; if it raises, a row that says so, and goes on.
-
-    Fields with a meaning to the table: `seconds`, `bytes` and `flops` of one call; `error` and `tolerance`.
-    """
-    start = time.perf_counter()
-    try:
-        row = make(*args)
-    except Exception as error:
-        traceback.print_exc()
-        row = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
-    took_s = round(time.perf_counter() - start, 1)
-    print(json.dumps({"name": name, **row, "took_s": took_s}), flush=True)
+import numpy as np
 
 
 def median_s(call: Callable[[int], Any], calls: int, repeats: int = 7) -> float:
@@ -62,13 +29,39 @@ def median_s(call: Callable[[int], Any], calls: int, repeats: int = 7) -> float:
     return statistics.median(samples)
 
 
+def chain_s(
+    kernel: Callable[..., jax.Array], q_shape: Sequence[int], caches: Any, tables: list[jax.Array], rows: Any, seed: int
+) -> float:
+    """Seconds of one `kernel(q, *caches, page_table, *rows)`, among one call per page table in a single program.
+
+    Each call's output is the next one's query, so launching costs nothing, and no two run at once.
+    """
+
+    @jax.jit
+    def chain(q: jax.Array, caches: Any, tables: list[jax.Array], rows: Any) -> jax.Array:
+        for page_table in tables:
+            q = kernel(q, *caches, page_table, *rows)
+        return q
+
+    q = random_array(seed, q_shape)
+    return median_s(lambda i: chain(q, caches, tables, rows), calls=2) / len(tables)
+
+
+def calls_past_the_cache(num_bytes: int) -> int:
+    """How many calls, each over `num_bytes` of its own, read more than the L2 cache holds; at least 4, at most 32."""
+    return min(32, max(4, -(-(256 << 20) // num_bytes)))
+
+
 def relative_error(out: Any, reference: Any) -> float:
-    """||out - reference|| / ||reference|| in float32 over all leaves; NaN in either gives NaN."""
+    """||out - reference|| / ||reference|| in float32 over all leaves; NaN in either gives NaN.
+
+    Infinities, the log-sum-exp of padding, must be equal.
+    """
     difference = squares = 0.0
     for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(reference), strict=True):
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        difference += float(jnp.sum((a - b) ** 2))
-        squares += float(jnp.sum(b**2))
+        difference += float(jnp.sum(jnp.where(a == b, 0, a - b) ** 2))
+        squares += float(jnp.sum(jnp.where(jnp.isinf(b), 0, b) ** 2))
     if squares == 0:
         return difference  # Nothing but padding: the output has to be zero too.
     return (difference / squares) ** 0.5
@@ -81,11 +74,22 @@ def random_array(seed: int, shape: Sequence[int], dtype: Any = jnp.bfloat16) -> 
 
 @jax.jit(static_argnames=("shape", "dtype"))
 def _normal(seed: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
+    wide = dtype if dtype in ("bfloat16", "float32") else "bfloat16"
+    return jax.random.normal(jax.random.key(seed), shape, wide).astype(dtype)
 
 
-def random_cache(seed: int, num_kv_heads: int, num_pages: int, page_size: int, head_dim: int) -> jax.Array:
-    """(K, N, page, H) of random pages, up to 1024 of which repeat: drawing a pool of gigabytes takes as much again."""
+def random_caches(
+    seed: int, num_kv_heads: int, num_pages: int, page_size: int, head_dim: int, dtype: Any = jnp.bfloat16
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values (K, N, page, H). Of a large pool 1024 pages repeat: drawing gigabytes takes as much again."""
     distinct = min(num_pages, 1024)
-    pages = random_array(seed, (num_kv_heads, distinct, page_size, head_dim))
-    return jnp.tile(pages, (1, -(-num_pages // distinct), 1, 1))[:, :num_pages]
+    repeat = jax.jit(lambda pages: jnp.take(pages, jnp.arange(num_pages) % distinct, axis=1))
+    drawn = (random_array(seed + i, (num_kv_heads, distinct, page_size, head_dim), dtype) for i in range(2))
+    k_cache, v_cache = map(repeat, drawn)
+    return k_cache, v_cache
+
+
+def page_tables(num_pages: int, calls: int, batch: int, pages_per_row: int, seed: int) -> list[jax.Array]:
+    """One (S, P) per call, shuffled, each over other pages as far as there are others."""
+    shuffled = np.random.default_rng(seed).permutation(num_pages).astype(np.int32)
+    return list(jnp.asarray(np.resize(shuffled, (calls, batch, pages_per_row))))

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.gpu.measure import Settings, median_s, random_cache, report
+from benchmarks.gpu.measure import median_s, random_caches
+from benchmarks.gpu.report import Settings, report
+from benchmarks.gpu.workloads import LLAMA_1B, LLAMA_8B, LLAMA_TINY
 from sgjax.engine.steps import forward_step, sample_step
 from sgjax.kernels import resolve
 from sgjax.layers.batch import ForwardBatch
@@ -18,35 +20,6 @@ from sgjax.models.spec import ParamSpec, declare
 
 CONTEXT = 1024  # tokens of every row, the new one included
 MAX_CONTEXT = 8192  # width of the page table, as an engine with this context_length has it
-
-_LLAMA3 = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rope_theta": 500000.0,
-    "rms_norm_eps": 1e-5,
-    "torch_dtype": "bfloat16",
-}
-LLAMA_8B = {**_LLAMA3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
-LLAMA_1B = {
-    **_LLAMA3,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "head_dim": 64,
-    "tie_word_embeddings": True,
-}
-TINY = {
-    **LLAMA_1B,
-    "vocab_size": 512,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 class Variant(NamedTuple):
@@ -69,35 +42,47 @@ class Variant(NamedTuple):
     def name(self) -> str:
         defaults = Variant()._asdict()
         changed = {field: value for field, value in self._asdict().items() if value != defaults[field]}
-        return " ".join(f"{field}={value}" for field, value in changed.items()) or "as the engine"
+        return " ".join(f"{field}={value}" for field, value in changed.items()) or "sgjax"
 
+
+Plan = tuple[tuple[int, tuple[Variant, ...]], ...]
+"""Batch sizes, and the variants of each."""
 
 _ENGINE, _ONE, _FORWARD = Variant(), Variant(calls="one"), Variant(calls="forward")
 _NO_AUTOTUNE, _ON_DEVICE = Variant(autotune=False), Variant(batch_on_device=True)
 _PAGE_16, _XLA = Variant(page_size=16), Variant(kernels="*=xla")
+_PLAN_8B: Plan = (*((batch, (_ENGINE,)) for batch in (1, 64, 256, 8)), (64, (_ONE,)))
+_PLAN_1B: Plan = (
+    (1, (_ENGINE, _ONE, _ON_DEVICE)),
+    (64, (_ENGINE, _ONE, _FORWARD, _PAGE_16, _NO_AUTOTUNE, _XLA)),
+    (8, (_ENGINE,)),
+    (256, (_ENGINE,)),
+)
 
 
 def run_8b(settings: Settings) -> None:
+    """Llama-3.1-8B's shape."""
     if settings.tiny:
-        return _run(settings, TINY, ((2, (_ENGINE, _ONE, _NO_AUTOTUNE)),))
-    _run(settings, LLAMA_8B, (*((batch, (_ENGINE,)) for batch in (1, 64, 8, 256)), (64, (_NO_AUTOTUNE, _ONE))))
+        return _run(settings, "8B", LLAMA_TINY, ((2, (_NO_AUTOTUNE,)),))
+    _run(settings, "8B", LLAMA_8B, _PLAN_8B)
 
 
 def run_1b(settings: Settings) -> None:
+    """Llama-3.2-1B's shape, with the design's open questions as variants."""
     if settings.tiny:
-        return _run(settings, TINY, ((3, (_FORWARD, _ON_DEVICE, _PAGE_16._replace(kernels="*=xla"))),))
-    at_1 = (_ENGINE, _ONE, _FORWARD, _ON_DEVICE)
-    at_64 = (_ENGINE, _ONE, _NO_AUTOTUNE, _PAGE_16, _XLA)
-    _run(settings, LLAMA_1B, ((1, at_1), (64, at_64), (8, (_ENGINE,)), (256, (_ENGINE,))))
+        unlike = _PAGE_16._replace(calls="one", kernels="*=xla", batch_on_device=True)
+        return _run(settings, "1B", LLAMA_TINY, ((3, (_FORWARD, unlike)),))
+    _run(settings, "1B", LLAMA_1B, _PLAN_1B)
 
 
-def _run(settings: Settings, hf: dict[str, Any], plan: tuple[tuple[int, tuple[Variant, ...]], ...]) -> None:
+def _run(settings: Settings, size: str, hf: dict[str, Any], plan: Plan) -> None:
     cfg = read_config(hf)
     graphdef, specs = declare(build(cfg))
     params = _draw(specs, settings.seed)
     for batch, variants in plan:
         for variant in variants:
-            report(f"batch {batch}: {variant.name}", _step, cfg, graphdef, params, batch, variant, settings)
+            name = f"step {size}, batch {batch}"
+            report(name, _step, cfg, graphdef, params, batch, variant, settings, impl=variant.name)
 
 
 def _draw(specs: Any, seed: int) -> Any:
@@ -121,10 +106,10 @@ def _step(cfg: ModelConfig, graphdef: Any, params: Any, batch: int, variant: Var
     if variant.batch_on_device:
         inputs, slots = jax.device_put((inputs, slots))
     sizes = (cfg.num_kv_heads, int(num_pages), variant.page_size, cfg.head_dim)
-    caches = [random_cache(settings.seed + i, *sizes) for i in range(2)]
+    k_cache, v_cache = random_caches(settings.seed, *sizes)
     # Donated, so that each needs its own buffer.
-    state = [[(caches[0] + 0, caches[1] + 0) for _ in range(cfg.num_layers)], jnp.zeros(batch, jnp.int32)]
-    del caches
+    state = [[(k_cache + 0, v_cache + 0) for _ in range(cfg.num_layers)], jnp.zeros(batch, jnp.int32)]
+    del k_cache, v_cache
     launch = _compile(graphdef, params, state, inputs, slots, variant)
 
     def call(i: int) -> Any:
@@ -161,7 +146,8 @@ def _batch(batch: int, context: int, max_pages: int, page_size: int) -> ForwardB
 
 def _compile(graphdef: Any, params: Any, state: list, inputs: ForwardBatch, slots: Any, variant: Variant) -> Any:
     """(params, cache, last_token, batch, slots) -> (cache, last_token, something to wait for), compiled."""
-    ops = resolve(variant.kernels, jax.default_backend())
+    device = jax.devices()[0]
+    ops = resolve(variant.kernels, device.platform, device.device_kind)
     options = None if variant.autotune else {"xla_gpu_autotune_level": 0}
 
     def forward(params: Any, cache: Any, last_token: Any, batch: Any, slots: Any) -> Any:

@@ -33,7 +33,7 @@ class Bucket:
     rows: int
 
     @classmethod
-    def of(cls, q: jax.Array, k_cache: jax.Array) -> Bucket:
+    def of(cls, q: jax.Array | jax.ShapeDtypeStruct, k_cache: jax.Array | jax.ShapeDtypeStruct) -> Bucket:
         """The bucket of a call with q (rows, K, G, H) and a cache (K, N, page, H)."""
         return cls(q.shape[3], k_cache.shape[2], q.shape[2], str(k_cache.dtype), q.shape[0])
 
@@ -93,7 +93,7 @@ def _make(kind: Any, fields: Any) -> Any:
         if name not in types:
             raise TypeError(f"{kind.__name__} has no {name!r}; it has {', '.join(types)}")
         if not isinstance(value, types[name]):
-            raise TypeError(f"{name} is {value!r}, which is no {types[name].__name__}")
+            raise TypeError(f"{name} is {value!r}, which is no {getattr(types[name], '__name__', types[name])}")
     return kind(**fields)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.measure import Settings, median_s, random_array, report
+from benchmarks.gpu.measure import median_s, random_array
+from benchmarks.gpu.report import Settings, report
 
 
 def run(settings: Settings) -> None:
     device = jax.devices()[0]
     facts = {"platform": device.platform, "kind": device.device_kind, "memory": device.memory_stats()}
     report("device", lambda: facts)
-    report("copy", lambda: _copy(settings))
-    report("read", lambda: _read(settings))
-    report("matmul bf16", lambda: _matmul(settings))
+    report("copy", _copy, settings)
+    report("read", _read, settings)
+    report("matmul bf16", _matmul, settings)
 
 
 def _arrays(settings: Settings) -> list[jax.Array]:
