@@ -30,3 +30,25 @@ BENCHMARK_GPU = tuple(
     Case(kv_lens=(kv_len,) * rows, num_kv_heads=8, group=4, head_dim=128, page_size=64)
     for rows, kv_len in ((1, 2048), (8, 2048), (64, 2048), (256, 1024))
 )
+
+# For the tuner: a case for each bucket that gets sizes of its own, and what it tries of the fields of `mosaic.Tuning`.
+TUNING_CASES = tuple(
+    Case(
+        kv_lens=(kv_len,) * rows,
+        num_kv_heads=8,
+        group=4,
+        head_dim=head_dim,
+        page_size=page_size,
+        kv_dtype=kv_dtype,
+    )
+    for kv_dtype in ("", "float8_e4m3fn")
+    for head_dim in (128, 64)
+    for page_size in (16, 64)
+    for rows, kv_len in ((64, 4096), (8, 4096), (256, 1024))
+)
+TUNING_VALUES = {
+    "block_keys": (64, 128),
+    "max_stages": (2, 4, 6, 8),
+    "programs_per_multiprocessor": (1, 2),
+    "min_split_keys": (64, 128, 256),
+}

@@ -38,3 +38,19 @@ BENCHMARK_GPU = (
     Case(q_lens=(8192,), kv_lens=(8192,), **_llama),
     Case(q_lens=(64,) * 16, kv_lens=(4160,) * 16, **_llama),
 )
+
+# For the tuner, as in `paged_decode.specs`: prompts, and extensions of a cached prefix.
+TUNING_CASES = tuple(
+    Case(
+        q_lens=(q_len,) * rows,
+        kv_lens=(kv_len,) * rows,
+        num_kv_heads=8,
+        group=4,
+        head_dim=head_dim,
+        page_size=page_size,
+    )
+    for head_dim in (128, 64)
+    for page_size in (16, 64)
+    for rows, q_len, kv_len in ((1, 8192, 8192), (2, 1024, 4096), (4, 64, 2048))
+)
+TUNING_VALUES = {"block_keys": (64, 128), "num_stages": (2, 3, 4)}
