@@ -48,6 +48,7 @@ class EngineConfig:
         None, "Share of device memory for weights and KV; default: measured from the compiled steps"
     )
     disable_radix_cache: bool = setting(False, "Share no prefixes between requests")
+    disable_cascade_attention: bool = setting(False, "Read a prefix that decoding rows share once per row")
 
     max_running_requests: int | None = setting(None, "Sequences decoding at once; default 64 on a CPU, 256 on a GPU")
     max_queued_requests: int = setting(8192, "Waiting samples of requests before new ones are refused")

@@ -16,15 +16,26 @@ class Buckets:
     Attributes:
       decode_rows: S of decode steps. decode_pages: P of decode steps, in pages.
       prefill: (T, S) of prefill steps; the last holds every step. max_pages: their P.
+      cascade: whether decode steps also come with shared prefixes; then with `max_pages`.
     """
 
     decode_rows: tuple[int, ...]
     decode_pages: tuple[int, ...]
     prefill: tuple[tuple[int, int], ...]
     max_pages: int
+    cascade: bool = False
 
     @classmethod
-    def make(cls, *, max_running: int, chunk_tokens: int, prefill_rows: int, max_pages: int, min_pages: int) -> Buckets:
+    def make(
+        cls,
+        *,
+        max_running: int,
+        chunk_tokens: int,
+        prefill_rows: int,
+        max_pages: int,
+        min_pages: int,
+        cascade: bool = False,
+    ) -> Buckets:
         """Powers of two up to each limit, and the limit itself; `min_pages` is the smallest P of a decode step."""
         tokens = _powers(8, chunk_tokens)
         few = [(n, min(FEW_ROWS, prefill_rows)) for n in tokens if n <= FEW_TOKENS]
@@ -34,6 +45,7 @@ class Buckets:
             decode_pages=_powers(min_pages, max_pages),
             prefill=tuple(sorted({*few, *many})),
             max_pages=max_pages,
+            cascade=cascade,
         )
 
     def prefill_shape(self, num_tokens: int, num_rows: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from sgjax.engine.observer import EngineObserver
 from sgjax.engine.packing import Packer
 from sgjax.engine.runner import Runner
 from sgjax.engine.scheduler import Scheduler
+from sgjax.engine.sharing import CASCADE_MIN_SAVED_TOKENS, PrefixSharing
 from sgjax.grammar import GrammarCompiler
 from sgjax.kernels import Ops, resolve
 from sgjax.models.config import ModelConfig
@@ -151,6 +152,7 @@ def _build_core(
         prefill_rows=min(max_running, 16 if on_cpu else 64),
         max_pages=max_pages,
         min_pages=min(max_pages, 256 // page_size) if ops.time_grows_with_table else max_pages,
+        cascade=_uses_cascade(config, model.config, ops),
     )
     num_pages = pool_pages(
         device,
@@ -192,9 +194,15 @@ def _build_core(
         num_pages=num_pages,
         page_size=page_size,
         vocab_size=model.config.vocab_size,
+        sharing=PrefixSharing(page_size, CASCADE_MIN_SAVED_TOKENS[device.platform]) if buckets.cascade else None,
     )
     core = EngineCore(scheduler, packer, runner, overlap=not config.disable_overlap_schedule, observer=observer)
     return core, num_pages
+
+
+def _uses_cascade(config: EngineConfig, model: ModelConfig, ops: Ops) -> bool:
+    shares = not config.disable_radix_cache and not config.disable_cascade_attention
+    return shares and ops.supports_cascade and None in model.windows
 
 
 def _page_bytes(config: EngineConfig, model: LoadedModel) -> int:

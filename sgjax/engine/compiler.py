@@ -70,6 +70,11 @@ class StepCompiler:
         finally:
             self._waited_s, self._waits_since_s = self.waited_s, None
 
+    def is_pending(self, key: Hashable) -> bool:
+        """Whether the background thread has yet to compile a key."""
+        at_work = self._background is not None and self._background.is_alive()
+        return at_work and key not in self._ready
+
     @property
     def waited_s(self) -> float:
         """How long steps have waited for executables in all, the one that waits now included."""

@@ -17,8 +17,9 @@ from sgjax.cache.kv import kv_shape
 from sgjax.engine import steps
 from sgjax.engine.buckets import FEW_TOKENS, Buckets
 from sgjax.engine.packing import MAX_BLOCKED
+from sgjax.engine.sharing import max_groups
 from sgjax.kernels import Ops
-from sgjax.layers.batch import ForwardBatch
+from sgjax.layers.batch import ForwardBatch, SharedPrefixes
 from sgjax.layers.sampling import PenaltyRows, SamplingRows, TokenCounts
 from sgjax.models.loader import LoadedModel
 from sgjax.types import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKENS
@@ -27,12 +28,13 @@ from sgjax.types import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKENS
 # Dataclasses, whose equality includes the class: named tuples of different classes may be equal.
 @dataclasses.dataclass(frozen=True, slots=True)
 class ForwardKey:
-    """A shape of `forward_step`: T tokens, S rows, P pages."""
+    """A shape of `forward_step`: T tokens, S rows, P pages, groups of rows with a shared prefix."""
 
     decode: bool
     num_tokens: int
     num_rows: int
     num_pages: int
+    num_groups: int = 0
 
     def __str__(self) -> str:
         return f"decode of {self.num_rows} rows" if self.decode else f"prefill of {self.num_tokens} tokens"
@@ -81,6 +83,7 @@ def all_keys(b: Buckets) -> Iterator[Key]:
     for num_pages in b.decode_pages:
         for num_rows in b.decode_rows:
             yield ForwardKey(True, num_rows, num_rows, num_pages)
+    yield from cascade_keys(b)
     for sampled, penalised in ((False, False), (True, False), (True, True)):
         for num_rows in row_sizes:
             for logprobs in (False, True):
@@ -90,6 +93,12 @@ def all_keys(b: Buckets) -> Iterator[Key]:
     for num_tokens in sorted({num_tokens for num_tokens, _ in b.prefill}):
         yield PromptKey(num_tokens)
     yield CountsKey()
+
+
+def cascade_keys(b: Buckets) -> list[ForwardKey]:
+    """Decode steps whose rows share prefixes."""
+    sizes = b.decode_rows if b.cascade else ()
+    return [ForwardKey(True, size, size, b.max_pages, max_groups(size)) for size in sizes]
 
 
 def first_keys(b: Buckets) -> list[Key]:
@@ -177,7 +186,8 @@ def _ints(*shape: int) -> Any:
 def _batch(key: ForwardKey) -> ForwardBatch:
     tokens, rows = _ints(key.num_tokens), _ints(key.num_rows)
     starts, page_table = _ints(key.num_rows + 1), _ints(key.num_rows, key.num_pages)
-    return ForwardBatch(tokens, tokens, tokens, starts, rows, page_table, rows, key.decode)
+    shared = SharedPrefixes(_ints(key.num_groups + 1), _ints(key.num_groups)) if key.num_groups else None
+    return ForwardBatch(tokens, tokens, tokens, starts, rows, page_table, rows, key.decode, shared)
 
 
 def _names(op: Any) -> list[str]:
@@ -202,6 +212,7 @@ def scratch_bytes(model: LoadedModel, ops: Ops, buckets: Buckets, page_size: int
     largest = (
         ForwardKey(False, *buckets.prefill[-1], buckets.max_pages),
         ForwardKey(True, buckets.decode_rows[-1], buckets.decode_rows[-1], buckets.decode_pages[-1]),
+        *cascade_keys(buckets)[-1:],
     )
     found = 0
     for key in largest:

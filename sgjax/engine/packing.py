@@ -15,6 +15,7 @@ import numpy as np
 from sgjax.engine.batch import Batch, Row
 from sgjax.engine.buckets import Buckets, bucket
 from sgjax.engine.sequence import Sequence, Status
+from sgjax.engine.sharing import PrefixSharing, SharedPrefixValues
 from sgjax.grammar import fill_masks
 from sgjax.types import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKENS, MAX_STOP_TOKENS
 
@@ -52,6 +53,7 @@ class PackedStep:
     Attributes:
       token_ids, positions, kv_index, q_starts, kv_lens, page_table, logit_index: as in `ForwardBatch`; the token ids
         of a decode step are unused, since its tokens are on the device.
+      shared: of a decode step whose rows share enough.
       slots: int32 (S,), where the row's sampled token goes; out of range for rows that do not sample.
       asked_ids: int32 (S, MAX_LOGPROB_TOKENS) when some row wants log-probabilities.
       mask: int32 (S, ceil(V/32)), bits of the tokens that each row may draw; set by `Packer.add_mask`.
@@ -68,6 +70,7 @@ class PackedStep:
     page_table: np.ndarray
     logit_index: np.ndarray
     slots: np.ndarray
+    shared: SharedPrefixValues | None = None
     sampling: SamplingValues | None = None
     penalties: PenaltyValues | None = None
     asked_ids: np.ndarray | None = None
@@ -136,6 +139,7 @@ class Packer:
     """Packs batches for one runner. The last mirror row (`max_running`) stands for padding rows.
 
     Args:
+      sharing: finds what rows of a decode step share; None leaves them apart.
       fill_masks: `sgjax.grammar.fill_masks`, or a test's.
     """
 
@@ -147,9 +151,11 @@ class Packer:
         num_pages: int,
         page_size: int,
         vocab_size: int,
+        sharing: PrefixSharing | None = None,
         fill_masks: Callable[[list[tuple[Any, int]], np.ndarray], None] = fill_masks,
     ):
         self._fill_masks = fill_masks
+        self._sharing = sharing
         self.buckets = buckets
         self.page_size = page_size
         self.dropped = num_pages * page_size
@@ -159,6 +165,7 @@ class Packer:
         self._num_pages = [0] * (max_running + 1)
 
     def pack(self, batch: Batch) -> PackedStep:
+        """Packs a step. Rows of a decode batch are put in another order where that lets them share reading."""
         return self._pack_decode(batch.rows) if batch.kind == "decode" else self._pack_prefill(batch.rows)
 
     def add_mask(self, step: PackedStep, batch: Batch) -> None:
@@ -180,6 +187,8 @@ class Packer:
 
     def _mirror_pages(self, seq: Sequence) -> None:
         slot, pages = seq.slot, seq.pages
+        if seq.pages_changed and self._sharing is not None:
+            self._sharing.forget()
         first = 0 if seq.pages_changed else self._num_pages[slot]
         self._page_table[slot, first : len(pages)] = pages[first:]
         self._num_pages[slot] = len(pages)
@@ -188,18 +197,20 @@ class Packer:
     def _pack_decode(self, rows: list[Row]) -> PackedStep:
         num_rows = len(rows)
         size = bucket(self.buckets.decode_rows, num_rows)
-        slots = np.full(size, self.padding_slot, np.int32)
-        positions = np.zeros(size, np.int32)
-        slots[:num_rows] = [row.seq.slot for row in rows]
-        positions[:num_rows] = [row.start for row in rows]
         mirrored = self._num_pages
         for row in rows:
             seq = row.seq
             if seq.pages_changed or mirrored[seq.slot] != len(seq.pages):
                 self._mirror_pages(seq)
+        shared = None if self._sharing is None else self._sharing.arrange(rows, self._page_table, size)
+        slots = np.full(size, self.padding_slot, np.int32)
+        positions = np.zeros(size, np.int32)
+        slots[:num_rows] = [row.seq.slot for row in rows]
+        positions[:num_rows] = [row.start for row in rows]
         kv_lens = positions + 1
         kv_lens[num_rows:] = 0
-        num_pages = bucket(self.buckets.decode_pages, -(-int(kv_lens.max()) // self.page_size))
+        most_pages = self.buckets.max_pages if shared else -(-int(kv_lens.max()) // self.page_size)
+        num_pages = bucket(self.buckets.decode_pages, most_pages)
         page_table = self._page_table[slots, :num_pages]
         kv_index = page_table[np.arange(size), positions // self.page_size] * self.page_size
         kv_index += positions % self.page_size
@@ -214,6 +225,7 @@ class Packer:
             page_table=page_table,
             logit_index=np.arange(size, dtype=np.int32),
             slots=slots,
+            shared=shared,
         )
         self._add_sampling(step, slots, kv_lens)
         return step

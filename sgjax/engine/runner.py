@@ -17,8 +17,9 @@ from sgjax.engine.compiler import StepCompiler
 from sgjax.engine.lowering import CountsKey, ForwardKey, Lowering, MaskKey, PromptKey, SampleKey, all_keys, first_keys
 from sgjax.engine.packing import PackedStep, PenaltyValues, SamplingValues
 from sgjax.engine.sequence import Sequence
+from sgjax.engine.sharing import SharedPrefixValues
 from sgjax.kernels import Ops
-from sgjax.layers.batch import ForwardBatch
+from sgjax.layers.batch import ForwardBatch, SharedPrefixes
 from sgjax.layers.sampling import PenaltyRows, SamplingRows, TokenCounts, count_tokens
 from sgjax.models.loader import LoadedModel
 
@@ -84,7 +85,10 @@ class Runner:
 
     def launch(self, step: PackedStep) -> StepHandle:
         """Starts a step's forward pass; returns before it has run. `sample` must follow, before the next launch."""
-        key = ForwardKey(step.decode, len(step.token_ids), len(step.kv_lens), step.page_table.shape[1])
+        shape = step.decode, len(step.token_ids), len(step.kv_lens), step.page_table.shape[1]
+        key = ForwardKey(*shape, 0 if step.shared is None else len(step.shared.lens))
+        if step.shared is not None and self.compiler.is_pending(key):  # a saving is not worth waiting for
+            key, step.shared = ForwardKey(*shape), None
         forward = self.compiler.get(key)
         self._cache, row_logits, hidden = forward(
             self.model.params, self._cache, self._last_token, _forward_batch(step), step.slots
@@ -155,7 +159,7 @@ class Runner:
             jax.block_until_ready((self._cache, self._last_token, self._counts))
 
 
-def _fields(values: SamplingValues | PenaltyValues) -> dict[str, Any]:
+def _fields(values: SamplingValues | PenaltyValues | SharedPrefixValues) -> dict[str, Any]:
     return {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
 
 
@@ -163,4 +167,6 @@ def _forward_batch(step: PackedStep) -> ForwardBatch:
     arrays: Any = {  # numpy; they go to the device with the call
         field.name: getattr(step, field.name) for field in dataclasses.fields(ForwardBatch)
     }
+    if step.shared is not None:
+        arrays["shared"] = SharedPrefixes(**_fields(step.shared))
     return ForwardBatch(**arrays)

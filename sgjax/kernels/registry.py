@@ -45,6 +45,11 @@ class Ops:
         """Whether decoding takes longer with a wider page table, used or not: narrow steps are then worth compiling."""
         return getattr(self.paged_decode, "time_grows_with_table", False)
 
+    @property
+    def supports_cascade(self) -> bool:
+        """Whether attention over parts of a row can be joined. A kernel says so; where places matter it cannot."""
+        return all(getattr(op, "supports_cascade", False) for op in (self.paged_decode, self.paged_prefill))
+
     def replace(self, **ops: Callable[..., Any]) -> Ops:
         """A copy with some ops exchanged. `Ops.replace(paged_decode=my_kernel)` retraces a jitted step once."""
         for name in ops:
@@ -150,6 +155,10 @@ class FirstSupported:
     @property
     def time_grows_with_table(self) -> bool:
         return getattr(self.functions[0], "time_grows_with_table", False)
+
+    @property
+    def supports_cascade(self) -> bool:
+        return all(getattr(function, "supports_cascade", False) for function in self.functions)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         *first, last = zip(self.names, self.functions, strict=True)

@@ -49,6 +49,10 @@ class Tuned:
     def time_grows_with_table(self) -> bool:
         return getattr(self.function, "time_grows_with_table", False)
 
+    @property
+    def supports_cascade(self) -> bool:
+        return getattr(self.function, "supports_cascade", False)
+
     def __call__(self, q: jax.Array, k_cache: jax.Array, *args: Any, **kwargs: Any) -> Any:
         tuning = self.choose(Bucket.of(q, k_cache))
         return self.function(q, k_cache, *args, **({} if tuning is None else {"tuning": tuning}), **kwargs)

@@ -9,6 +9,21 @@ import jax
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class SharedPrefixes:
+    """Groups of decoding rows that begin with the same pages; C of them, those not used empty.
+
+    Attributes:
+      starts: int32 (C + 1,), not decreasing, from 0: group c is rows [starts[c], starts[c+1]). Rows past the last group
+        share nothing.
+      lens: int32 (C,), tokens that all rows of the group share: whole pages, and fewer than any of the rows holds.
+    """
+
+    starts: jax.Array
+    lens: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class ForwardBatch:
     """A ragged batch of T tokens in S rows, padded to a bucket.
 
@@ -21,6 +36,7 @@ class ForwardBatch:
       page_table: int32 (S, P), the pages of row s in order; entries past its length are arbitrary but in range.
       logit_index: int32 (S,), the token whose hidden state row s wants logits of.
       decode: static. True: every row is one token, T == S, q_starts and logit_index are arange.
+      shared: of a decode step; attention reads each shared prefix once. None reads every row for itself.
     """
 
     token_ids: jax.Array
@@ -31,3 +47,4 @@ class ForwardBatch:
     page_table: jax.Array
     logit_index: jax.Array
     decode: bool = dataclasses.field(metadata={"static": True})
+    shared: SharedPrefixes | None = None

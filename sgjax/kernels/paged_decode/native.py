@@ -25,3 +25,6 @@ def paged_decode(
     """See `api.PagedDecode`."""
     options: dict[str, Any] = dict(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks, return_lse=return_lse)
     return attend("sgjax_paged_decode", q, k_cache, v_cache, page_table, kv_lens, **options)
+
+
+paged_decode.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]

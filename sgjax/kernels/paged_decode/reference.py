@@ -50,3 +50,4 @@ def paged_decode(
 
 
 paged_decode.time_grows_with_table = True  # pyright: ignore[reportFunctionMemberAccess]
+paged_decode.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]

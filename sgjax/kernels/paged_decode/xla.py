@@ -100,6 +100,7 @@ def paged_decode(
 
 
 paged_decode.time_grows_with_table = True  # pyright: ignore[reportFunctionMemberAccess]
+paged_decode.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def product_dtype(q: jax.Array, cache: jax.Array) -> jnp.dtype:

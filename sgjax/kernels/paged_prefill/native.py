@@ -28,3 +28,6 @@ def paged_prefill(
     rows = (page_table, kv_lens, q_starts)
     options: dict[str, Any] = dict(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks, return_lse=return_lse)
     return attend("sgjax_paged_prefill", q, k_cache, v_cache, *rows, causal=causal, **options)
+
+
+paged_prefill.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -53,3 +53,6 @@ def paged_prefill(
         lse = jnp.where(in_row[:, None, None], row_lse.transpose(2, 0, 1), lse)
     out = out.astype(q.dtype)
     return (out, lse) if return_lse else out
+
+
+paged_prefill.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]

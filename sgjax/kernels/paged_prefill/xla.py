@@ -123,6 +123,9 @@ def paged_prefill(
     return (out, of_tokens(lses, q.shape[:3], -jnp.inf)) if return_lse else out
 
 
+paged_prefill.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def _segment(ends: jax.Array, size: int) -> jax.Array:
     """Which segment each of `size` consecutive items is in, given where each ends; the last one for what is past it."""
     index = jnp.searchsorted(ends, jnp.arange(size), side="right", method="compare_all")
