@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ def finish_fields(finish: FinishReason | None, *, has_calls: bool = False) -> di
 
 def receipt_fields(receipt: Receipt | None, *, wanted: bool) -> dict[str, Any]:
     """What a choice says of its cost where the request has `return_receipt`; a stream's last chunk of the choice."""
-    return {"sgjax": {"receipt": dataclasses.asdict(receipt)}} if wanted and receipt is not None else {}
+    return {"sgjax": {"receipt": receipt}} if wanted and receipt is not None else {}
 
 
 class Usage:

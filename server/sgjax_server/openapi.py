@@ -10,6 +10,19 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from sgjax_server.errors import error_shape
+from sgjax_server.middleware.access import OPEN_PATHS
+from sgjax_server.schemas.answers.anthropic import MessageEvent
+from sgjax_server.schemas.answers.native import Generated
+from sgjax_server.schemas.answers.ollama import OllamaChat, OllamaGenerated
+from sgjax_server.schemas.answers.openai import ChatCompletionChunk, CompletionChunk
+from sgjax_server.schemas.answers.program import ProgramEvent
+from sgjax_server.schemas.answers.responses import ResponseEvent
+
+EVENTS = (
+    *(ChatCompletionChunk, CompletionChunk, ResponseEvent),
+    *(MessageEvent, OllamaChat, OllamaGenerated, Generated, ProgramEvent),
+)
+"""What streams consist of."""
 
 _DESCRIPTION = """\
 One model, served over the APIs of OpenAI, Anthropic, Ollama and SGLang. Whichever model a request names, the served one
@@ -38,6 +51,20 @@ _ERRORS = {
     "longer than the server allows, and would again (`X-Should-Retry: false`). 501: not implemented. 500: a bug.",
 }
 
+_KEYS = {
+    "apiKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The server's API key, where it has one. The admin key does as well.",
+    },
+    "keyHeader": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "Either key, as Anthropic's clients send it.",
+    },
+}
+
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
     """The document of an application whose routes are all there.
@@ -47,11 +74,16 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     tags = [{"name": name, "description": text} for name, text in _TAGS.items()]
     document = get_openapi(title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes, tags=tags)
     schemas = document["components"]["schemas"]
+    for event in EVENTS:
+        _reference(event, schemas)
+    document["components"]["securitySchemes"] |= _KEYS
     for path, operations in document["paths"].items():
-        content = {"application/json": {"schema": _error_schema(path, schemas)}}
+        content = {"application/json": {"schema": _reference(error_shape(path).schema, schemas)}}
         for operation in operations.values():
             _summarise(operation)
             _add_errors(operation["responses"], content)
+            if path not in OPEN_PATHS:  # those that control the server name their key themselves
+                operation["security"] = [*operation.get("security", [{"apiKey": []}]), {"keyHeader": []}]
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own errors, which are not sent
         schemas.pop(unused, None)
     return document
@@ -64,14 +96,15 @@ def _summarise(operation: dict[str, Any]) -> None:
         operation["description"] = rest.strip()
 
 
-def _error_schema(path: str, schemas: dict[str, Any]) -> dict[str, str]:
-    """A reference to the errors of a path's API, which are put among the schemas."""
-    kind = error_shape(path).schema
+def _reference(kind: Any, schemas: dict[str, Any]) -> dict[str, str]:
+    """A reference to the schema of a type that answers hold, which is put among the schemas."""
+    reference = f"#/components/schemas/{kind.__name__}"
     if kind.__name__ not in schemas:
-        schema = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")
+        schema = TypeAdapter(kind).json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
-        schemas[kind.__name__] = schema
-    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+        if schema != {"$ref": reference}:  # the name of a union refers to its definition
+            schemas[kind.__name__] = schema
+    return {"$ref": reference}
 
 
 def _add_errors(responses: dict[str, Any], content: dict[str, Any]) -> None:

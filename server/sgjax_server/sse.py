@@ -49,11 +49,22 @@ class StreamForm:
     error: Callable[[ApiError], bytes]
     end: bytes = b""
 
-    @property
-    def responses(self) -> dict[int | str, dict[str, Any]]:
-        """For the OpenAPI document: what a route that streams answers with."""
-        description = "The whole answer as JSON or, with `stream`, events that end with the answer or an error."
-        return {200: {"description": description, "content": {self.media_type: {"schema": {"type": "string"}}}}}
+    def responses(self, answer: Any, event: Any) -> dict[int | str, dict[str, Any]]:
+        """For the OpenAPI document: what a route answers with, whole or as a stream of events.
+
+        Args:
+          event: one of `openapi.EVENTS`.
+        """
+        pieces = "Events with such data" if self.media_type == "text/event-stream" else "Such objects, one a line"
+        end = ", and then [DONE]" if self.end else ""
+        stream = {
+            "type": "string",
+            "description": f"{pieces}{end}. The last is an error where the stream could not be finished.",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": f"#/components/schemas/{event.__name__}"},
+        }
+        description = "The whole answer as JSON, or a stream, as `stream` says."
+        return {200: {"description": description, "model": answer, "content": {self.media_type: {"schema": stream}}}}
 
 
 OPENAI = StreamForm("text/event-stream", lambda error: event(openai_error(error)), DONE)

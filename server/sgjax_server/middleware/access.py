@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Security
+from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sgjax_server.config import ServerConfig
@@ -22,8 +23,15 @@ OPEN_PATHS = frozenset({"/", "/health", "/health_generate", "/ping", "/ready"})
 STATIC_PATH = "/static/"
 """What the page consists of; it needs no key either, and asks for one where the server wants it."""
 
+# It only tells the OpenAPI document which routes these are; what they need depends on the settings.
+_ADMIN_KEY = HTTPBearer(
+    scheme_name="adminKey",
+    description="The server's admin key; where it has none, what every route needs.",
+    auto_error=False,
+)
 
-async def _may_control(request: Request) -> None:
+
+async def _may_control(request: Request, _: Annotated[object, Security(_ADMIN_KEY)]) -> None:
     config: ServerConfig = request.app.state.config
     if _is_of_another_site(request, config):
         raise ApiError(403, "pages of other sites may not control the server", code="other_site")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from sgjax.types import FinishReason, Receipt
@@ -54,7 +53,7 @@ def ended(body: Body, items: list[Item], end: Ended, *, with_receipt: bool) -> B
     if end.receipt is not None:
         done["usage"] = _usage(end.receipt, end.num_reasoning_tokens)
         if with_receipt:
-            done["sgjax"] = {"receipt": dataclasses.asdict(end.receipt)}
+            done["sgjax"] = {"receipt": end.receipt}
     return done
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import APIRouter, Response
 
@@ -14,12 +13,13 @@ from sgjax_server.anthropic_format import MessageEvents, message
 from sgjax_server.calls import fields_named
 from sgjax_server.chat.turn import ChatCall, ChatTurn, encode_turn, start_turn
 from sgjax_server.routes.context import Context, ContextDep, json_response
+from sgjax_server.schemas.answers.anthropic import AnthropicMessage, MessageEvent, TokenCount
 from sgjax_server.schemas.anthropic import CountTokensRequest, MessagesRequest
 
 router = APIRouter(prefix="/v1/messages", tags=["anthropic"])
 
 
-@router.post("", responses=sse.ANTHROPIC.responses)
+@router.post("", responses=sse.ANTHROPIC.responses(AnthropicMessage, MessageEvent))
 async def messages(body: MessagesRequest, context: ContextDep) -> Response:
     """Answers a conversation, as Anthropic's API does."""
     rid = f"msg_{uuid.uuid4().hex}"
@@ -34,7 +34,7 @@ async def messages(body: MessagesRequest, context: ContextDep) -> Response:
 
 
 @router.post("/count_tokens")
-async def count_tokens(body: CountTokensRequest, context: ContextDep) -> dict[str, Any]:
+async def count_tokens(body: CountTokensRequest, context: ContextDep) -> TokenCount:
     """How long the prompt of such a conversation is; nothing is generated."""
     with fields_named(body.PARAM_NAMES):
         turn = ChatTurn(rid="count_tokens", sampling=SamplingParams(), **body.turn_fields())

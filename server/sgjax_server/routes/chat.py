@@ -25,6 +25,7 @@ from sgjax_server.chat.turn import (
 )
 from sgjax_server.openai_format import Usage, chat_logprobs, finish_fields, receipt_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
+from sgjax_server.schemas.answers.openai import ChatCompletion, ChatCompletionChunk
 from sgjax_server.schemas.common import namespace
 from sgjax_server.schemas.openai import ChatCompletionRequest
 from sgjax_server.tokens import TokenTexts
@@ -32,7 +33,7 @@ from sgjax_server.tokens import TokenTexts
 router = APIRouter(tags=["openai"])
 
 
-@router.post("/v1/chat/completions", responses=sse.OPENAI.responses)
+@router.post("/v1/chat/completions", responses=sse.OPENAI.responses(ChatCompletion, ChatCompletionChunk))
 async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> Response:
     """Answers a conversation, as OpenAI's API does."""
     with fields_named(body.param_names):

@@ -16,13 +16,14 @@ from sgjax_server import sse
 from sgjax_server.calls import Call, encode, fields_named, finished, started
 from sgjax_server.openai_format import CompletionLogprobs, Usage, finish_fields, receipt_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
+from sgjax_server.schemas.answers.openai import Completion, CompletionChunk
 from sgjax_server.schemas.common import namespace
 from sgjax_server.schemas.openai import CompletionRequest
 
 router = APIRouter(tags=["openai"])
 
 
-@router.post("/v1/completions", responses=sse.OPENAI.responses)
+@router.post("/v1/completions", responses=sse.OPENAI.responses(Completion, CompletionChunk))
 async def completions(body: CompletionRequest, context: ContextDep) -> Response:
     """Continues one prompt or several, as OpenAI's API does."""
     with fields_named(body.param_names):

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from typing import Any
 
 from fastapi import Response
 
 from sgjax.types import RequestError
 from sgjax_server.middleware.access import control_router
 from sgjax_server.routes.context import ContextDep, json_response
+from sgjax_server.schemas.answers.info import (
+    CacheFlushed,
+    Controlled,
+    ProfileStarted,
+    ProfileWritten,
+    WeightsNotUpdated,
+    WeightsUpdated,
+)
 from sgjax_server.schemas.control import (
     AbortRequest,
     ContinueRequest,
     PauseRequest,
     ProfileRequest,
     UpdateWeightsRequest,
-    WeightsNotUpdated,
 )
 from sgjax_server.schemas.errors import OpenAIError
 
@@ -27,7 +33,7 @@ router = control_router()
 
 @router.get("/flush_cache", include_in_schema=False)
 @router.post("/flush_cache")
-async def flush_cache(context: ContextDep) -> dict[str, Any]:
+async def flush_cache(context: ContextDep) -> CacheFlushed:
     """Forgets every cached prefix that no running request uses."""
     return {"success": True, "freed_pages": await context.engine.flush_cache()}
 
@@ -40,20 +46,23 @@ async def abort_request(body: AbortRequest, context: ContextDep) -> Response:
 
 
 @router.post("/pause_generation")
-async def pause_generation(context: ContextDep, body: PauseRequest | None = None) -> dict[str, Any]:
+async def pause_generation(context: ContextDep, body: PauseRequest | None = None) -> Controlled:
     """Stops all generation until /continue_generation. New requests wait."""
     await context.engine.pause((body or PauseRequest()).mode)
     return {"status": "ok", "message": "Generation is paused."}
 
 
 @router.post("/continue_generation")
-async def continue_generation(context: ContextDep, body: ContinueRequest | None = None) -> dict[str, Any]:
+async def continue_generation(context: ContextDep, body: ContinueRequest | None = None) -> Controlled:
     """Goes on after /pause_generation."""
     await context.engine.resume()
     return {"status": "ok", "message": "Generation goes on."}
 
 
-@router.post("/update_weights_from_disk", responses={400: {"model": WeightsNotUpdated | OpenAIError}})
+@router.post(
+    "/update_weights_from_disk",
+    responses={200: {"model": WeightsUpdated}, 400: {"model": WeightsNotUpdated | OpenAIError}},
+)
 async def update_weights_from_disk(body: UpdateWeightsRequest, context: ContextDep) -> Response:
     """Serves another checkpoint of the same architecture, without a restart; answers come in SGLang's form.
 
@@ -73,19 +82,18 @@ async def update_weights_from_disk(body: UpdateWeightsRequest, context: ContextD
             await engine.resume()
         return json_response(WeightsNotUpdated(success=False, message=str(error), num_paused_requests=0), 400)
     is_paused = before.is_paused or body.keep_pause
-    return json_response(
-        {
-            "success": True,
-            "message": f"The weights are those of {body.model_path}, version {version}.",
-            "num_paused_requests": before.num_running + before.num_waiting if is_paused else 0,
-            "weight_version": version,
-        }
+    updated = WeightsUpdated(
+        success=True,
+        message=f"The weights are those of {body.model_path}, version {version}.",
+        num_paused_requests=before.num_running + before.num_waiting if is_paused else 0,
+        weight_version=version,
     )
+    return json_response(updated)
 
 
 @router.get("/start_profile", include_in_schema=False)
 @router.post("/start_profile")
-async def start_profile(context: ContextDep, body: ProfileRequest | None = None) -> dict[str, Any]:
+async def start_profile(context: ContextDep, body: ProfileRequest | None = None) -> ProfileStarted:
     """Begins a `jax.profiler` trace, in a new folder of its own unless `output_dir` names one."""
     given = body.output_dir if body is not None else None
     output_dir = await asyncio.to_thread(_folder, given)
@@ -100,7 +108,7 @@ async def start_profile(context: ContextDep, body: ProfileRequest | None = None)
 
 @router.get("/stop_profile", include_in_schema=False)
 @router.post("/stop_profile")
-async def stop_profile(context: ContextDep) -> dict[str, Any]:
+async def stop_profile(context: ContextDep) -> ProfileWritten:
     """Ends the trace and writes it."""
     await context.engine.stop_profile()
     return {"success": True}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
@@ -13,13 +12,14 @@ from sgjax.types import FinishReason, GenerateOutput, Request, TokenLogprobs
 from sgjax_server import sse
 from sgjax_server.calls import Call, encode, finished, started
 from sgjax_server.routes.context import Context, ContextDep, json_response
+from sgjax_server.schemas.answers.native import Generated
 from sgjax_server.schemas.native import GenerateRequest, SessionParams
 from sgjax_server.sessions import SessionTurn
 
 router = APIRouter(tags=["native"])
 
 
-@router.post("/generate", responses=sse.OPENAI.responses)
+@router.post("/generate", responses=sse.OPENAI.responses(Generated | list[Generated], Generated))
 async def generate(body: GenerateRequest, context: ContextDep) -> Response:
     """Continues one prompt or several, as SGLang's native API does."""
     prompts: Any = body.prompts()
@@ -104,7 +104,7 @@ class _Format:
             meta["weight_version"] = sample.receipt.weight_version
             meta["forced_tokens"] = sample.receipt.forced_tokens
             meta["e2e_latency"] = sample.receipt.e2e_s
-            meta["receipt"] = dataclasses.asdict(sample.receipt)
+            meta["receipt"] = sample.receipt
         if request.return_logprob:
             meta |= self._logprobs(request, "input", sample.input_logprobs or [])
             meta |= self._logprobs(request, "output", sample.output_logprobs or [])

@@ -14,18 +14,22 @@ from sgjax.types import QueueFull, SamplingParams
 from sgjax_server.calls import Call, finished
 from sgjax_server.errors import ApiError
 from sgjax_server.routes.context import Context, ContextDep
+from sgjax_server.schemas.answers.info import Generating, NotReady, Ready
 
 router = APIRouter(tags=["health"])
 
-_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready.", "model": dict[str, Any]}}
+_READINESS: dict[int | str, dict[str, Any]] = {
+    200: {"model": Ready},
+    503: {"description": "Not ready.", "model": NotReady},
+}
 
 
 @router.head("/health", include_in_schema=False)
 @router.head("/ready", include_in_schema=False)
 @router.head("/ping", include_in_schema=False)
-@router.get("/health", responses=_NOT_READY)
-@router.get("/ready", responses=_NOT_READY)
-@router.get("/ping", responses=_NOT_READY)
+@router.get("/health", responses=_READINESS)
+@router.get("/ready", responses=_READINESS)
+@router.get("/ping", responses=_READINESS)
 async def health(request: Request) -> JSONResponse:
     """200 when requests are served; 503 while the model loads and after the engine has failed."""
     status = request.app.state.host.status()
@@ -33,7 +37,7 @@ async def health(request: Request) -> JSONResponse:
 
 
 @router.get("/health_generate")
-async def health_generate(context: ContextDep) -> dict[str, str]:
+async def health_generate(context: ContextDep) -> Generating:
     """200 when the model generates: a token for this request or, under load, tokens for others meanwhile; else 503."""
     limit_s = context.server_config.health_generate_timeout_s
     before = -1

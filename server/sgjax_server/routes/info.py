@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from fastapi import APIRouter, Response
 
@@ -11,13 +10,14 @@ from sgjax import __version__
 from sgjax.lang.program_json import VERSION as PROGRAM_VERSION
 from sgjax_server.middleware.access import ADMIN
 from sgjax_server.routes.context import ContextDep, json_response
+from sgjax_server.schemas.answers.info import ModelInfo, ServerInfo, WeightVersion
 
 router = APIRouter(tags=["info"])
 
 
 @router.get("/model_info")
 @router.get("/get_model_info", include_in_schema=False)
-async def model_info(context: ContextDep) -> dict[str, Any]:
+async def model_info(context: ContextDep) -> ModelInfo:
     """The model, with what a client needs to write prompts for it."""
     info, tokenizer = context.engine.info, context.engine.tokenizer
     special = tokenizer.special_tokens
@@ -35,19 +35,19 @@ async def model_info(context: ContextDep) -> dict[str, Any]:
         "chat_template": tokenizer.chat_template,
         "bos_token": special.get("bos_token"),
         "eos_token": special.get("eos_token"),
-        "eos_token_ids": tokenizer.eos_token_ids,
+        "eos_token_ids": list(tokenizer.eos_token_ids),
         "programs": PROGRAM_VERSION,
         "sampling_defaults": context.sampling_defaults,
     }
 
 
 @router.get("/get_weight_version")
-async def weight_version(context: ContextDep) -> dict[str, str]:
+async def weight_version(context: ContextDep) -> WeightVersion:
     """Which weights serve now: "default" until /update_weights_from_disk."""
     return {"weight_version": (await context.stats()).weight_version}
 
 
-@router.get("/server_info", dependencies=[ADMIN])
+@router.get("/server_info", dependencies=[ADMIN], responses={200: {"model": ServerInfo}})
 @router.get("/get_server_info", include_in_schema=False, dependencies=[ADMIN])
 async def server_info(context: ContextDep) -> Response:
     """Every setting but the keys, the version, and the engine's state and totals in `internal_states` (one entry)."""

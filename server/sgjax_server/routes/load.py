@@ -9,12 +9,13 @@ from fastapi import APIRouter
 
 from sgjax import __version__
 from sgjax_server.routes.context import Context, ContextDep
+from sgjax_server.schemas.answers.info import Load, Loads
 
 router = APIRouter(tags=["info"])
 
 
 @router.get("/v1/loads")
-async def loads(context: ContextDep) -> dict[str, Any]:
+async def loads(context: ContextDep) -> Loads:
     """Requests and tokens at work and waiting; one entry, since there is one engine."""
     return {
         "timestamp": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -39,7 +40,7 @@ async def get_load(context: ContextDep) -> list[dict[str, Any]]:
     ]
 
 
-async def _load(context: Context) -> dict[str, Any]:
+async def _load(context: Context) -> Load:
     stats = await context.stats()
     info, cache, counters = context.engine.info, stats.cache, stats.counters
     page_size = info.config.page_size

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import Request
 
 from sgjax_server.logs import set_log_level
 from sgjax_server.middleware.access import control_router
 from sgjax_server.middleware.request_log import RequestLog
+from sgjax_server.schemas.answers.info import LoggingConfigured
 from sgjax_server.schemas.logs import ConfigureLoggingRequest
 
 router = control_router()
 
 
 @router.post("/configure_logging")
-async def configure_logging(body: ConfigureLoggingRequest, request: Request) -> dict[str, Any]:
+async def configure_logging(body: ConfigureLoggingRequest, request: Request) -> LoggingConfigured:
     """From now on, in the HTTP process that answers; says what is logged of requests then."""
     request_log: RequestLog = request.app.state.request_log
     request_log.detail = body.detail(request_log.detail)

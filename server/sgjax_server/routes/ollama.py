@@ -16,13 +16,14 @@ from sgjax_server.chat.turn import ChatCall, ChatTurn, start_turn
 from sgjax_server.ollama_format import AnswerFormat, chat_piece, generate_piece
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.routes.ollama_models import model_tag, ollama_router
-from sgjax_server.schemas.ollama import ChatRequest, GenerateRequest
+from sgjax_server.schemas.answers.ollama import OllamaChat, OllamaGenerated
+from sgjax_server.schemas.ollama import OllamaChatRequest, OllamaGenerateRequest
 
 router = ollama_router()
 
 
-@router.post("/chat", responses=sse.OLLAMA.responses)
-async def chat(body: ChatRequest, context: ContextDep) -> Response:
+@router.post("/chat", responses=sse.OLLAMA.responses(OllamaChat, OllamaChat))
+async def chat(body: OllamaChatRequest, context: ContextDep) -> Response:
     """Answers a conversation, as Ollama does. It streams unless told not to; without messages it only says "load"."""
     form = AnswerFormat(model_tag(context), chat_piece, context.token_texts)
     if not body.messages:
@@ -31,8 +32,8 @@ async def chat(body: ChatRequest, context: ContextDep) -> Response:
     return await _answer(call, form, context, streams=body.streams)
 
 
-@router.post("/generate", responses=sse.OLLAMA.responses)
-async def generate(body: GenerateRequest, context: ContextDep) -> Response:
+@router.post("/generate", responses=sse.OLLAMA.responses(OllamaGenerated, OllamaGenerated))
+async def generate(body: OllamaGenerateRequest, context: ContextDep) -> Response:
     """Answers a prompt, as Ollama does. It streams unless told not to; without a prompt it only says "load"."""
     form = AnswerFormat(model_tag(context), generate_piece, context.token_texts)
     if not body.prompt:
@@ -44,7 +45,7 @@ async def generate(body: GenerateRequest, context: ContextDep) -> Response:
     return await _answer(call, form, context, streams=body.streams)
 
 
-async def _start(body: ChatRequest | GenerateRequest, context: Context) -> ChatCall:
+async def _start(body: OllamaChatRequest | OllamaGenerateRequest, context: Context) -> ChatCall:
     with fields_named(body.PARAM_NAMES):
         turn = ChatTurn(
             rid=_new_id(),
@@ -57,7 +58,7 @@ async def _start(body: ChatRequest | GenerateRequest, context: Context) -> ChatC
         return await start_turn(turn, context)
 
 
-async def _start_raw(body: GenerateRequest, context: Context) -> ChatCall:
+async def _start_raw(body: OllamaGenerateRequest, context: Context) -> ChatCall:
     """The prompt as it is, and the output too."""
     with fields_named(body.PARAM_NAMES):
         (input_ids,) = await encode(context.engine, [body.prompt])

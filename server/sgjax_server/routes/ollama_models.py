@@ -14,6 +14,14 @@ from starlette.datastructures import MutableHeaders
 from sgjax import __version__
 from sgjax_server.ollama_format import timestamp
 from sgjax_server.routes.context import Context, ContextDep
+from sgjax_server.schemas.answers.ollama import (
+    Capability,
+    ModelDetails,
+    OllamaCard,
+    OllamaModel,
+    OllamaModels,
+    OllamaVersion,
+)
 from sgjax_server.schemas.ollama import ShowRequest
 
 _WEIGHT_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -52,25 +60,25 @@ def model_tag(context: Context) -> str:
 
 
 @router.get("/version")
-async def version() -> dict[str, Any]:
+async def version() -> OllamaVersion:
     """The server's own version: Ollama's would promise what Ollama alone has."""
     return {"version": __version__}
 
 
 @router.get("/tags")
-async def tags(context: ContextDep) -> dict[str, Any]:
+async def tags(context: ContextDep) -> OllamaModels:
     """The served model, which is the only one."""
     return {"models": [{**_card(context), "modified_at": timestamp(context.started_s)}]}
 
 
 @router.get("/ps")
-async def running(context: ContextDep) -> dict[str, Any]:
+async def running(context: ContextDep) -> OllamaModels:
     """The served model, which stays loaded, so that it has no `expires_at`."""
     return {"models": [{**_card(context), "context_length": context.engine.info.context_length}]}
 
 
 @router.post("/show")
-async def show(body: ShowRequest, context: ContextDep) -> dict[str, Any]:
+async def show(body: ShowRequest, context: ContextDep) -> OllamaModel:
     """The served model's facts: its family, chat template, sampling defaults and capabilities."""
     info = context.engine.info
     family = _family(context)
@@ -89,13 +97,17 @@ async def show(body: ShowRequest, context: ContextDep) -> dict[str, Any]:
     }
 
 
-def _capabilities(context: Context) -> list[str]:
+def _capabilities(context: Context) -> list[Capability]:
     format = context.model_format
-    found = {"completion": True, "tools": format.tools is not None, "thinking": format.reasoning is not None}
+    found: dict[Capability, bool] = {
+        "completion": True,
+        "tools": format.tools is not None,
+        "thinking": format.reasoning is not None,
+    }
     return [name for name, is_there in found.items() if is_there]
 
 
-def _card(context: Context) -> dict[str, Any]:
+def _card(context: Context) -> OllamaCard:
     tag = model_tag(context)
     path = context.engine.info.config.model_path
     # Ollama's is of the model's files; clients take it as the model's identity and print the first digits.
@@ -103,7 +115,7 @@ def _card(context: Context) -> dict[str, Any]:
     return {"name": tag, "model": tag, "digest": digest, "details": _details(context)}
 
 
-def _details(context: Context) -> dict[str, Any]:
+def _details(context: Context) -> ModelDetails:
     dtype = context.engine.info.config.dtype
     family = _family(context)
     return {

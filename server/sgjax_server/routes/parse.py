@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from fastapi import APIRouter
 
@@ -13,18 +12,19 @@ from sgjax_server.chat.parsers.pieces import Arguments, CallStarted, Piece, Reas
 from sgjax_server.chat.parsers.reasoning import reasoning
 from sgjax_server.chat.tool_formats import FORMATS
 from sgjax_server.routes.context import ContextDep
+from sgjax_server.schemas.answers.native import ReadCall, ReadCalls, ReadReasoning
 from sgjax_server.schemas.parse import ParseFunctionCallRequest, SeparateReasoningRequest
 
 router = APIRouter(tags=["native"])
 
 
 @router.post("/parse_function_call")
-async def parse_function_call(body: ParseFunctionCallRequest, context: ContextDep) -> dict[str, Any]:
+async def parse_function_call(body: ParseFunctionCallRequest, context: ContextDep) -> ReadCalls:
     """The calls of tools in a text that a model wrote before, and the text around them."""
     names = frozenset(tool.tool().name for tool in body.tools)
     name = body.tool_call_parser
     written = context.model_format.tool_format() if name is None else FORMATS[name]
-    calls: list[dict[str, Any]] = []
+    calls: list[ReadCall] = []
     text = ""
     for piece in _pieces(functools.partial(written.parse, tools=names), body.text):
         match piece:
@@ -38,7 +38,7 @@ async def parse_function_call(body: ParseFunctionCallRequest, context: ContextDe
 
 
 @router.post("/separate_reasoning")
-async def separate_reasoning(body: SeparateReasoningRequest, context: ContextDep) -> dict[str, Any]:
+async def separate_reasoning(body: SeparateReasoningRequest, context: ContextDep) -> ReadReasoning:
     """The reasoning in a text that a model wrote before, and the rest of it."""
     parser = body.reasoning_parser or context.model_format.reasoning
     if parser is None:

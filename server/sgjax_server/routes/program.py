@@ -12,12 +12,13 @@ from sgjax_server.calls import while_connected
 from sgjax_server.programs.pool import ProgramPool
 from sgjax_server.programs.run import ProgramRun
 from sgjax_server.routes.context import ContextDep, json_response
+from sgjax_server.schemas.answers.program import ProgramAnswer, ProgramEvent
 from sgjax_server.schemas.program import ProgramRequest
 
 router = APIRouter(tags=["programs"])
 
 
-@router.post("/run_program", responses=sse.OPENAI.responses)
+@router.post("/run_program", responses=sse.OPENAI.responses(ProgramAnswer, ProgramEvent))
 async def run_program(body: ProgramRequest, context: ContextDep, request: Request) -> Response:
     """Runs a program next to the engine; see docs/programs_on_the_server.md."""
     call = await asyncio.to_thread(body.call)  # a large program takes a while to check

@@ -19,6 +19,7 @@ from sgjax_server.responses.conversation import Conversation, Item, input_items,
 from sgjax_server.responses.run import ResponseRun
 from sgjax_server.responses.store import StoredResponse
 from sgjax_server.routes.context import Context, ContextDep, json_response
+from sgjax_server.schemas.answers.responses import ItemList, ResponseBody, ResponseDeleted, ResponseEvent
 from sgjax_server.schemas.common import namespace
 from sgjax_server.schemas.response_items import InputItem
 from sgjax_server.schemas.responses import ResponsesRequest
@@ -28,7 +29,7 @@ router = APIRouter(prefix="/v1/responses", tags=["openai"])
 _ITEMS = TypeAdapter(list[InputItem])
 
 
-@router.post("", responses=sse.RESPONSES.responses)
+@router.post("", responses=sse.RESPONSES.responses(ResponseBody, ResponseEvent))
 async def create(body: ResponsesRequest, context: ContextDep) -> Response:
     """Generates a response: whole, as a stream of events, or in the background."""
     items = input_items(body.input)
@@ -55,7 +56,7 @@ async def create(body: ResponsesRequest, context: ContextDep) -> Response:
         run.close()
 
 
-@router.get("/{response_id}")
+@router.get("/{response_id}", responses={200: {"model": ResponseBody}})
 async def get(response_id: str, context: ContextDep, stream: bool = False) -> Response:
     """A stored response, as far as it is."""
     if stream:
@@ -64,13 +65,13 @@ async def get(response_id: str, context: ContextDep, stream: bool = False) -> Re
 
 
 @router.delete("/{response_id}")
-async def delete(response_id: str, context: ContextDep) -> dict[str, Any]:
+async def delete(response_id: str, context: ContextDep) -> ResponseDeleted:
     """Forgets a response, and ends it where it is still generated."""
     context.responses.delete(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
-@router.post("/{response_id}/cancel")
+@router.post("/{response_id}/cancel", responses={200: {"model": ResponseBody}})
 async def cancel(response_id: str, context: ContextDep) -> Response:
     """Ends a response that is generated in the background. One that has ended is left as it is."""
     response = context.responses.get(response_id)
@@ -84,7 +85,7 @@ async def cancel(response_id: str, context: ContextDep) -> Response:
     return json_response(response.body)
 
 
-@router.get("/{response_id}/input_items")
+@router.get("/{response_id}/input_items", responses={200: {"model": ItemList}})
 async def list_input_items(
     response_id: str,
     context: ContextDep,

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Response
 from sgjax.types import GenerateOutput, Request, SamplingParams
 from sgjax_server.calls import Call, encode, fields_named, finished
 from sgjax_server.routes.context import Context, ContextDep, json_response
+from sgjax_server.schemas.answers.native import Scores
 from sgjax_server.schemas.tokenize import ScoreRequest
 
 router = APIRouter(tags=["scoring"])
@@ -19,7 +20,7 @@ router = APIRouter(tags=["scoring"])
 _NEXT_TOKEN = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
 
 
-@router.post("/v1/score")
+@router.post("/v1/score", responses={200: {"model": Scores}})
 async def score(body: ScoreRequest, context: ContextDep) -> Response:
     """One list of scores per item, in the order of its labels. What the prompts share is computed once."""
     rid = f"score-{uuid.uuid4().hex}"

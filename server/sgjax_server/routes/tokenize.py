@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from sgjax_server.calls import encode, encode_chat, fields_named
-from sgjax_server.routes.context import ContextDep
+from sgjax_server.routes.context import ContextDep, json_response
+from sgjax_server.schemas.answers.native import Texts, Tokens
 from sgjax_server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter(tags=["tokens"])
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", responses={200: {"model": Tokens}})
 @router.post("/v1/tokenize", include_in_schema=False)
-async def tokenize(body: TokenizeRequest, context: ContextDep) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, context: ContextDep) -> Response:
     """Token ids of a text, of several, or of a conversation, with their count."""
     ids: Any
     with fields_named({"text": "prompt" if body.messages is None else "messages"}):
@@ -26,12 +27,13 @@ async def tokenize(body: TokenizeRequest, context: ContextDep) -> dict[str, Any]
         else:
             (ids,) = await encode(context.engine, [body.prompt or ""], add_special_tokens=body.add_special_tokens)
     count = [len(one) for one in ids] if isinstance(body.prompt, list) else len(ids)
-    return {"tokens": ids, "count": count, "max_model_len": context.engine.info.context_length}
+    answer = Tokens(tokens=ids, count=count, max_model_len=context.engine.info.context_length)
+    return json_response(answer)
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", responses={200: {"model": Texts}})
 @router.post("/v1/detokenize", include_in_schema=False)
-async def detokenize(body: DetokenizeRequest, context: ContextDep) -> dict[str, Any]:
+async def detokenize(body: DetokenizeRequest, context: ContextDep) -> Response:
     """The text of token ids; bytes that are no character show as U+FFFD."""
     given: Any = body.tokens
     is_batch = bool(given) and isinstance(given[0], list)
@@ -39,4 +41,4 @@ async def detokenize(body: DetokenizeRequest, context: ContextDep) -> dict[str, 
         context.decode(ids, "tokens", skip_special_tokens=body.skip_special_tokens)
         for ids in (given if is_batch else [given])
     ]
-    return {"text": texts if is_batch else texts[0]}
+    return json_response(Texts(text=texts if is_batch else texts[0]))

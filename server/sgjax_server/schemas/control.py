@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self, TypedDict
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -46,14 +46,6 @@ class UpdateWeightsRequest(ApiModel):
     abort_all_requests: bool = False
     keep_pause: bool = False
     flush_cache: Literal[True] | None = None
-
-
-class WeightsNotUpdated(TypedDict):
-    """The answer where the checkpoint is refused, in SGLang's form."""
-
-    success: Literal[False]
-    message: str
-    num_paused_requests: int
 
 
 class ProfileRequest(ApiModel):

@@ -115,7 +115,7 @@ class ToolCallField(ApiModel):
     function: CalledFunction
 
 
-class Message(ApiModel):
+class OllamaInputMessage(ApiModel):
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
     thinking: str | None = None
@@ -124,7 +124,7 @@ class Message(ApiModel):
     tool_call_id: str | None = None
 
 
-class ChatRequest(_GenerationRequest):
+class OllamaChatRequest(_GenerationRequest):
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": False},
     )
@@ -134,7 +134,7 @@ class ChatRequest(_GenerationRequest):
         "text": "messages",
     }
 
-    messages: list[Message] = Field(default_factory=list)
+    messages: list[OllamaInputMessage] = Field(default_factory=list)
     tools: list[ToolParam] | None = None
 
     def turn_fields(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class ChatRequest(_GenerationRequest):
         }
 
 
-class GenerateRequest(_GenerationRequest):
+class OllamaGenerateRequest(_GenerationRequest):
     """A prompt, which the chat template makes a turn of, unless it is `raw`."""
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({"prompt": "Why is the sky blue?", "stream": False},)
@@ -178,7 +178,7 @@ class ShowRequest(ApiModel):
     model: str = "default"
 
 
-def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def template_messages(messages: Sequence[OllamaInputMessage]) -> list[dict[str, Any]]:
     """A conversation in the form of OpenAI's chat API, where calls of tools have ids, and their results name them."""
     new_ids = (f"call{number:05}" for number in itertools.count())
     waiting: list[tuple[str, str]] = []  # (tool, id) of the calls that have no result yet
@@ -202,7 +202,7 @@ def _call(call: ToolCallField, id: str) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
-def _answered(message: Message, waiting: list[tuple[str, str]]) -> tuple[str, str]:
+def _answered(message: OllamaInputMessage, waiting: list[tuple[str, str]]) -> tuple[str, str]:
     """The call whose result this is, as (tool, id): the first that fits what the message says of it.
 
     It no longer waits.
