@@ -27,7 +27,7 @@ from sgjax.engine.runner import Runner
 from sgjax.engine.scheduler import Scheduler
 from sgjax.engine.sharing import CASCADE_MIN_SAVED_TOKENS, PrefixSharing
 from sgjax.grammar import GrammarCompiler
-from sgjax.kernels import Ops, resolve
+from sgjax.kernels import Choices, Ops, resolve
 from sgjax.models.config import ModelConfig
 from sgjax.models.loader import LoadedModel, load_model
 from sgjax.text import Tokenizer, load_tokenizer
@@ -70,8 +70,11 @@ class BuiltEngine:
         )
 
 
-def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
+def build_core(config: EngineConfig, on_progress: Progress, kernels: Choices | None = None) -> BuiltEngine:
     """Loads the model, sizes the KV pool and compiles the first steps.
+
+    Args:
+      kernels: in place of `config.kernels`, which cannot hold functions.
 
     Raises:
       ConfigError, ModelError, CheckpointError: what cannot be served.
@@ -80,7 +83,7 @@ def build_core(config: EngineConfig, on_progress: Progress) -> BuiltEngine:
     use_persistent_cache(config.compile_cache_dir)
     device = jax.devices()[0]
     try:
-        ops = resolve(config.kernels, device.platform, device.device_kind)
+        ops = resolve(config.kernels if kernels is None else kernels, device.platform, device.device_kind)
     except ValueError as error:
         raise ConfigError("kernels", str(error)) from None
 

@@ -15,6 +15,7 @@ from sgjax.config import EngineConfig
 from sgjax.engine.build import build_core
 from sgjax.engine.outputs import OutputProcessor, RequestHandle
 from sgjax.engine.token_engine import TokenEngine
+from sgjax.kernels import Choices, describe
 from sgjax.types import GenerateOutput, Request, RequestError, SamplingParams
 
 Messages = Seq[Mapping[str, Any]]
@@ -32,6 +33,7 @@ class Engine(TokenEngine):
 
     Args:
       model_path: checkpoint folder, GGUF file, hub id or "embedded".
+      kernels: as the setting of that name, or a mapping of operations to names and functions of your own.
       on_progress: called with a label and a fraction in [0, 1] while loading and compiling.
       **config: fields of `EngineConfig`.
 
@@ -43,10 +45,12 @@ class Engine(TokenEngine):
         self,
         model_path: str = "embedded",
         *,
+        kernels: Choices = "*=auto",
         on_progress: Callable[[str, float], None] | None = None,
         **config: Any,
     ):
-        built = build_core(EngineConfig(model_path=model_path, **config), on_progress or (lambda label, fraction: None))
+        settings = EngineConfig(model_path=model_path, kernels=describe(kernels), **config)
+        built = build_core(settings, on_progress or (lambda label, fraction: None), kernels)
         self.model_config = built.model.config
         self.tokenizer = built.tokenizer
         self._outputs = OutputProcessor(built.tokenizer)

@@ -5,6 +5,6 @@ C++ for CPUs, `mosaic.py` for Hopper GPUs, `specs.py` the cases that tests, ahea
 share.
 """
 
-from sgjax.kernels.registry import OP_NAMES, Ops, resolve
+from sgjax.kernels.registry import OP_NAMES, Choices, Ops, describe, resolve
 
-__all__ = ["OP_NAMES", "Ops", "resolve"]
+__all__ = ["OP_NAMES", "Choices", "Ops", "describe", "resolve"]

@@ -7,9 +7,11 @@ import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
+
+import jax
 
 from sgjax.kernels.native.build import unavailable
 from sgjax.kernels.paged_decode.api import PagedDecode
@@ -57,13 +59,19 @@ class Ops:
         return dataclasses.replace(self, **ops)
 
 
-def resolve(choices: str, platform: str, device_kind: str | None = None) -> Ops:
-    """The ops that `choices` names.
+Choices = str | Mapping[str, str | Callable[..., Any]] | Ops
+"""Implementations by op, as text or as a mapping, in which functions may stand too: see `resolve`."""
+
+
+def resolve(choices: Choices = "", platform: str | None = None, device_kind: str | None = None) -> Ops:
+    """The ops that `choices` names; `resolve()` gives those of an engine on this machine.
 
     Args:
-      choices: comma-separated `op=implementation`; `*` stands for every op not named. An implementation is
-        "reference", "xla", "native", "mosaic", "auto" or `path/to/file.py:function`. Ops without a choice are "auto".
-      platform: `jax.Device.platform` ("cpu", "gpu"), which "auto" depends on; "cuda" means "gpu".
+      choices: comma-separated `op=implementation`, or a mapping of ops to implementations; `*` stands for every op not
+        named. An implementation is "reference", "xla", "native", "mosaic", "auto" or `path/to/file.py:function`; in a
+        mapping it may be the function itself. Ops without a choice are "auto". An `Ops` is returned as it is.
+      platform: `jax.Device.platform` ("cpu", "gpu"), which "auto" depends on; "cuda" means "gpu". None: that of
+        jax's default device, and its kind.
       device_kind: `jax.Device.device_kind`, for whose `sgjax/kernels/tuned` file "mosaic" looks; None takes defaults.
 
     An explicit choice that does not support a case raises `NotImplementedError` when it is traced. "auto" goes on to
@@ -73,21 +81,41 @@ def resolve(choices: str, platform: str, device_kind: str | None = None) -> Ops:
       ValueError: an op, an implementation or a platform that does not exist, an op chosen twice, or a damaged file of
         tuned sizes.
     """
-    chosen = _parse(choices)
+    if isinstance(choices, Ops):
+        return choices
+    if platform is None:
+        device = jax.devices()[0]
+        return resolve(choices, device.platform, device.device_kind)
+    chosen = _parse(choices) if isinstance(choices, str) else dict(choices)
     default = chosen.pop("*", "auto")
+    for op in chosen:
+        _check_op(op)
     return Ops(
         **{op: cast(Any, _implementation(op, chosen.get(op, default), platform, device_kind)) for op in OP_NAMES}
     )
 
 
-def _parse(choices: str) -> dict[str, str]:
-    chosen: dict[str, str] = {}
+def describe(choices: Choices) -> str:
+    """`choices` as text, for people: functions by their names."""
+    if isinstance(choices, str):
+        return choices
+    if isinstance(choices, Ops):
+        choices = {op: getattr(choices, op) for op in OP_NAMES}
+    texts = {op: impl if isinstance(impl, str) else _name(impl) for op, impl in choices.items()}
+    return ",".join(f"{op}={text}" for op, text in texts.items())
+
+
+def _name(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"{function.__module__}.{name}"
+
+
+def _parse(choices: str) -> dict[str, str | Callable[..., Any]]:
+    chosen: dict[str, str | Callable[..., Any]] = {}
     for choice in filter(None, (part.strip() for part in choices.split(","))):
         op, equals, impl = (part.strip() for part in choice.partition("="))
         if not equals or not impl:
             raise ValueError(f"kernel choice {choice!r} must be op=implementation")
-        if op != "*":
-            _check_op(op)
         if op in chosen:
             raise ValueError(f"kernel {op!r} is chosen twice in {choices!r}")
         chosen[op] = impl
@@ -99,7 +127,13 @@ def _check_op(op: str) -> None:
         raise ValueError(f"unknown kernel {op!r}; there are {', '.join(OP_NAMES)}")
 
 
-def _implementation(op: str, impl: str, platform: str, device_kind: str | None) -> Callable[..., Any]:
+def _implementation(
+    op: str, impl: str | Callable[..., Any], platform: str, device_kind: str | None
+) -> Callable[..., Any]:
+    if callable(impl):
+        return impl
+    if not isinstance(impl, str):
+        raise ValueError(f"{op}: an implementation is a name or a function, not {impl!r}")
     if impl in IMPL_NAMES:
         if importlib.util.find_spec(f"sgjax.kernels.{op}.{impl}") is None:
             raise ValueError(f"{op} has no implementation {impl!r}")

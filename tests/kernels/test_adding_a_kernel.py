@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sgjax.kernels import resolve
 from sgjax.kernels.cases import AttentionCase
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "adding_a_kernel.md"
@@ -26,38 +26,39 @@ TINY = {
 }
 
 
-@pytest.fixture
-def blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    found = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    assert len(found) == 2
-    (tmp_path / "alibi.py").write_text(found[0])
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def notebook() -> str:
+    (found,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     return found
 
 
-def test_kernel_does_what_alibi_says(blocks):
-    """Against a loop over one row: scores minus slope times distance."""
-    assert len(blocks[0].splitlines()) < 40
-    case = AttentionCase(kv_lens=(21,), head_dim=8, dtype="float32")
-    decode = resolve("paged_decode=alibi.py:paged_decode", "cpu").paged_decode
-    q, k_cache, v_cache, page_table, _ = (np.asarray(arg, np.float64) for arg in case.make())
-    pages, offsets = page_table[0, np.arange(21) // 16].astype(int), np.arange(21) % 16
-    expected = np.zeros((2, 2, 8))
-    for head, group in np.ndindex(2, 2):
-        slope = 2.0 ** (-8 * (head * 2 + group + 1) / 4)
-        scores = 8**-0.5 * k_cache[head, pages, offsets] @ q[0, head, group] - slope * np.arange(20, -1, -1)
-        weights = np.exp(scores - scores.max())
-        expected[head, group] = weights / weights.sum() @ v_cache[head, pages, offsets]
-    np.testing.assert_allclose(decode(*case.make(), **case.kwargs)[0], expected, atol=1e-5)
+def test_kernel_does_what_the_document_says(notebook):
+    """Against dense attention over the tokens of the first page and the last eight."""
+    assert len(notebook.splitlines()) < 40
+    scope: dict[str, Any] = {}
+    exec(notebook[: notebook.index("\ncase = ")], scope)
+    case = AttentionCase(kv_lens=(300, 290), head_dim=8, dtype="float32")
+    sparse = scope["paged_decode"](*case.make(), **case.kwargs)
+    q, k_cache, v_cache, page_table, _ = map(np.asarray, case.make())
+    for row, kv_len in enumerate(case.kv_lens):
+        last = -(-kv_len // 16)
+        positions = np.array([i for i in range(kv_len) if i < 16 or i >= 16 * (last - 8)])
+        pages, offsets = page_table[row, positions // 16], positions % 16
+        for head, group in np.ndindex(2, 2):
+            scores = 8**-0.5 * k_cache[head, pages, offsets] @ q[row, head, group]
+            weights = np.exp(scores - scores.max())
+            expected = weights / weights.sum() @ v_cache[head, pages, offsets]
+            np.testing.assert_allclose(sparse[row, head, group], expected, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="window"):
+        scope["paged_decode"](*case.make(), **case.kwargs | {"window": 7})
 
 
-def test_notebook_checks_and_serves_with_it(blocks, tmp_path: Path, embedded_model_path: Path, monkeypatch, capsys):
+def test_notebook_checks_and_serves_with_it(notebook, tmp_path: Path, embedded_model_path: Path, capsys):
     """With a tiny random model in the embedded one's place, which takes seconds to compile."""
-    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     settings = dict(tokenizer_path=str(embedded_model_path), load_format="dummy", max_running_requests=2)
-    settings["compile_cache_dir"] = str(tmp_path / "compiled")
-    code = blocks[1].replace('sgjax.Engine("embedded", ', f"sgjax.Engine({str(tmp_path)!r}, **{settings!r}, ")
-    assert code != blocks[1]
-    exec(compile(code, str(DOCUMENT), "exec"), {})
+    settings |= dict(compile_cache_dir=str(tmp_path / "compiled"), skip_warmup=True)
+    code = notebook.replace('sgjax.Engine("embedded", ', f"sgjax.Engine({str(tmp_path)!r}, **{settings!r}, ")
+    assert code != notebook
+    exec(compile(code, str(DOCUMENT), "exec"), {"__name__": "notebook"})
     assert capsys.readouterr().out.strip(), "the engine generated nothing"

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import sgjax
-from sgjax.kernels import OP_NAMES, Ops, registry, resolve
+from sgjax.kernels import OP_NAMES, Ops, describe, registry, resolve
 from sgjax.kernels.cases import AttentionCase
 from sgjax.kernels.paged_decode import mosaic, reference, xla
 from sgjax.kernels.registry import FirstSupported
@@ -38,9 +38,25 @@ def test_auto_prefers_the_kernel_of_the_platform():
     assert resolve("", "cpu") != resolve("", "gpu")
 
 
+def test_functions_and_ops_are_choices_too():
+    def mine(*args, **kwargs): ...
+
+    ops = resolve({"paged_decode": mine, "*": "xla"}, "gpu")
+    assert ops.paged_decode is mine
+    assert ops.write_kv is resolve("*=xla", "gpu").write_kv
+    assert resolve(ops) is ops
+    assert resolve({"paged_decode": "reference"}).paged_decode is reference.paged_decode
+    assert resolve() == resolve("", "cpu"), "the tests' device"
+    assert describe("*=xla") == "*=xla"
+    assert describe({"paged_decode": mine, "*": "xla"}) == f"paged_decode={__name__}.mine,*=xla"
+    assert describe(ops).startswith("write_kv=sgjax.kernels.write_kv.xla.write_kv,paged_decode=")
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
+        ({"decode": "xla"}, "unknown kernel 'decode'"),
+        ({"paged_decode": 3}, "paged_decode: an implementation is a name or a function, not 3"),
         ("decode=xla", "unknown kernel 'decode'.*write_kv, paged_decode, paged_prefill"),
         ("paged_decode=cutlass", "unknown implementation 'cutlass' of paged_decode.*reference.*mosaic.*auto"),
         ("paged_decode", "must be op=implementation"),
