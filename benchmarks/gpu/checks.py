@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
+import itertools
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -41,15 +45,22 @@ _CHANGES: tuple[dict[str, Any], ...] = (
 _ALL_KEYS = dict(causal=False, return_lse=True)  # A prefix that rows share.
 
 
-def cases(op: str) -> list[Case]:
-    """The most important first; those of the parity tests, which are small, last."""
-    parity = importlib.import_module(f"sgjax.kernels.{op}.specs").PARITY
+_BATCH = 16  # cases that are compiled at the same time
+
+
+def llama_cases(op: str) -> list[Case]:
+    """The most important first."""
     if op == "write_kv":
-        return [WriteCase(num_tokens=300, num_padding=44, num_kv_heads=KV_HEADS, head_dim=128, num_pages=64), *parity]
+        return [WriteCase(num_tokens=300, num_padding=44, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, num_pages=64)]
     if op == "paged_decode":
-        return [*(dataclasses.replace(_DECODE, **change) for change in _CHANGES), *parity]
+        return [dataclasses.replace(_DECODE, **change) for change in _CHANGES]
     changes = (*_CHANGES[:9], _ALL_KEYS, *_CHANGES[9:])
-    return [*(dataclasses.replace(_PREFILL, **change) for change in changes), *parity]
+    return [dataclasses.replace(_PREFILL, **change) for change in changes]
+
+
+def parity_cases(op: str) -> list[Case]:
+    """Those of the parity tests, which are small."""
+    return list(importlib.import_module(f"sgjax.kernels.{op}.specs").PARITY)
 
 
 def check_xla(settings: Settings) -> None:
@@ -61,35 +72,52 @@ def check_mosaic(settings: Settings) -> None:
 
 
 def _check_all(impl: str, settings: Settings) -> None:
-    for op in OP_NAMES:
-        every = [case for case in cases(op) if impl != "mosaic" or case.dtype == "bfloat16"]
-        if settings.tiny:
-            small = [case for case in every if case in importlib.import_module(f"sgjax.kernels.{op}.specs").PARITY]
-            every = small[1:2]
-        for case in every:
-            report(f"{op} {case.name}", check, op, impl, case, settings.seed, impl=impl)
+    """All ops' important cases before anybody's small ones."""
+    every = [(op, case) for make in (llama_cases, parity_cases) for op in OP_NAMES for case in make(op)]
+    every = [(op, case) for op, case in every if impl != "mosaic" or case.dtype == "bfloat16"]
+    if settings.tiny:
+        every = [(op, [case for case in parity_cases(op) if case.dtype == "bfloat16"][1]) for op in OP_NAMES]
+    with ThreadPoolExecutor() as pool:
+        for batch in itertools.batched(every, _BATCH):
+            compiled = [[pool.submit(_compile, op, name, case) for name in (impl, "reference")] for op, case in batch]
+            for (op, case), pair in zip(batch, compiled, strict=True):
+                report(f"{op} {case.name}", _check, op, case, *pair, settings.seed, impl=impl)
 
 
-def check(op: str, impl: str, case: Case, seed: int) -> dict:
-    """The error of one implementation on one case, and what it may be."""
+def _check(op: str, case: Case, out: Future[Any], reference: Future[Any], seed: int) -> dict:
+    """The error on one case, and what it may be."""
     args = case.make(seed)
-    with jax.default_matmul_precision("highest"):
-        wide = [a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in args]
-        expected = _run_once(_function(op, "reference"), wide, case)
-    with on_this_device(impl):
-        out = jax.block_until_ready(_run_once(_function(op, impl), args, case))
-    return {"error": relative_error(out, expected), "tolerance": 0.0 if op == "write_kv" else TOLERANCES[case.dtype]}
+    expected = reference.result()(*_widened(args))
+    tolerance = 0.0 if op == "write_kv" else TOLERANCES[case.dtype]
+    return {"error": relative_error(out.result()(*args), expected), "tolerance": tolerance}
 
 
-def _function(op: str, impl: str) -> Callable[..., Any]:
-    device = jax.devices()[0]
-    return getattr(resolve(f"*={impl}", device.platform, device.device_kind), op)
+_lowering = threading.Lock()
 
 
-def _run_once(function: Callable[..., Any], args: Sequence[jax.Array], case: Case) -> Any:
+def _compile(op: str, impl: str, case: Case) -> Callable[..., Any]:
     """Without autotuning, which would take longer than all the rest."""
-    lowered = jax.jit(lambda *a: function(*a, **case.kwargs)).lower(*args)
-    return lowered.compile({"xla_gpu_autotune_level": 0})(*args)
+    device = jax.devices()[0]
+    function = getattr(resolve(f"*={impl}", device.platform, device.device_kind), op)
+    shapes = _widened(case.shapes()) if impl == "reference" else case.shapes()
+    # One at a time is traced; it is the compilers that are slow.
+    precision = "highest" if impl == "reference" else None
+    with _lowering, on_this_device(impl), jax.default_matmul_precision(precision):
+        lowered = jax.jit(functools.partial(function, **case.kwargs)).lower(*shapes)
+    return lowered.compile({"xla_gpu_autotune_level": 0})
+
+
+def _widened(args: Sequence[Any]) -> list[Any]:
+    """Floating point as float32."""
+
+    def wide(arg: Any) -> Any:
+        if not jnp.issubdtype(arg.dtype, jnp.floating):
+            return arg
+        if isinstance(arg, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(arg.shape, jnp.float32)
+        return arg.astype(jnp.float32)
+
+    return [wide(arg) for arg in args]
 
 
 def on_this_device(impl: str) -> contextlib.AbstractContextManager[Any]:

@@ -36,6 +36,7 @@ def chain_s(
 
     Each call's output is the next one's query, so launching costs nothing, and no two run at once.
     """
+    kernel = jax.jit(kernel)  # Traced once for all calls.
 
     @jax.jit
     def chain(q: jax.Array, caches: Any, tables: list[jax.Array], rows: Any) -> jax.Array:
