@@ -76,7 +76,7 @@ def _check_all(impl: str, settings: Settings) -> None:
     every = [(op, case) for make in (llama_cases, parity_cases) for op in OP_NAMES for case in make(op)]
     every = [(op, case) for op, case in every if impl != "mosaic" or case.dtype == "bfloat16"]
     if settings.tiny:
-        every = [(op, [case for case in parity_cases(op) if case.dtype == "bfloat16"][1]) for op in OP_NAMES]
+        every = [[(op, case) for op, case in every if op == name and case in parity_cases(op)][1] for name in OP_NAMES]
     with ThreadPoolExecutor() as pool:
         for batch in itertools.batched(every, _BATCH):
             compiled = [[pool.submit(_compile, op, name, case) for name in (impl, "reference")] for op, case in batch]
