@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8_e4m3"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
 SchedulePolicy = Literal["lpm", "fcfs", "priority"]
 
@@ -37,7 +38,7 @@ class EngineConfig:
     tokenizer_path: str | None = setting(None, "Tokenizer folder or file; default: with the model")
     load_format: LoadFormat = setting("auto", "How weights are stored; 'dummy' draws random ones")
     dtype: Dtype = setting("auto", "Weights and activations; auto is the checkpoint's, bfloat16 for GGUF")
-    kv_cache_dtype: Dtype = setting("auto", "KV cache; auto is the activations' dtype")
+    kv_cache_dtype: KVCacheDtype = setting("auto", "KV cache; auto is the activations' dtype")
     context_length: int | None = setting(None, "Longest prompt plus output, in tokens; default: the model's")
     chat_template: str | None = setting(None, "Jinja file that replaces the checkpoint's chat template")
     random_seed: int = setting(0, "Seeds dummy weights and requests that bring no seed")

@@ -19,6 +19,11 @@ from sgjax.types import KVSpec
 KVCache = list[tuple[jax.Array, jax.Array]]
 
 
+def kv_dtype(name: str) -> str:
+    """The array dtype of a `kv_cache_dtype` setting."""
+    return {"fp8_e4m3": "float8_e4m3fn"}.get(name, name)
+
+
 def kv_shape(spec: KVSpec, num_pages: int, page_size: int) -> tuple[int, int, int, int]:
     """The shape (K, N, page, H) of one layer's keys, and of its values."""
     return spec.num_kv_heads, num_pages, page_size, spec.head_dim

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from sgjax.cache.kv import kv_bytes_per_page
+from sgjax.cache.kv import kv_bytes_per_page, kv_dtype
 from sgjax.cache.manager import CacheManager
 from sgjax.config import ConfigError, EngineConfig
 from sgjax.engine.batch import SchedulerLimits
@@ -161,7 +161,7 @@ def _build_core(
         device,
         page_bytes=_page_bytes(config, model),
         page_size=page_size,
-        scratch_bytes=scratch_bytes(model, ops, buckets, page_size, config.kv_cache_dtype),
+        scratch_bytes=scratch_bytes(model, ops, buckets, page_size, kv_dtype(config.kv_cache_dtype)),
         weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
         most_tokens=max_running * context,
         max_total_tokens=config.max_total_tokens,
@@ -175,7 +175,7 @@ def _build_core(
         num_slots=max_running,
         num_pages=num_pages,
         page_size=page_size,
-        kv_dtype=config.kv_cache_dtype,
+        kv_dtype=kv_dtype(config.kv_cache_dtype),
     )
     if not config.skip_warmup:
         runner.warm_up(on_progress)
@@ -209,7 +209,7 @@ def _uses_cascade(config: EngineConfig, model: ModelConfig, ops: Ops) -> bool:
 
 
 def _page_bytes(config: EngineConfig, model: LoadedModel) -> int:
-    return kv_bytes_per_page(model.config.kv_specs, config.page_size, config.kv_cache_dtype)
+    return kv_bytes_per_page(model.config.kv_specs, config.page_size, kv_dtype(config.kv_cache_dtype))
 
 
 def _model_name(model_path: str) -> str:

@@ -16,7 +16,7 @@ from sgjax.engine.sequence import Sequence
 # By platform: keys that a step must save by reading each shared prefix once, below which the second attention call and
 # the join cost more. On a GPU they are some 8 us a layer, in which an H100 reads about 6,000 of Llama-3.1-8B's keys;
 # that is reckoned, not measured.
-CASCADE_MIN_SAVED_TOKENS = {"cpu": 512, "gpu": 8192}
+CASCADE_MIN_SAVED_TOKENS = {"cpu": 1024, "gpu": 8192}
 
 
 @dataclasses.dataclass(slots=True)

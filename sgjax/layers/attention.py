@@ -37,6 +37,7 @@ def paged_attention(
     Returns:
       (T, K, G, H), zeros for padding tokens, and the cache with k and v in it.
     """
+    k, v = (_saturated(x, part.dtype) for x, part in zip((k, v), cache, strict=True))
     cache = ops.write_kv(*cache, k, v, batch.kv_index)
     rows = batch.page_table, batch.kv_lens
     options: dict[str, Any] = dict(scale=scale, soft_cap=soft_cap)
@@ -47,6 +48,14 @@ def paged_attention(
     else:
         out = _cascade(q, cache, *rows, batch.shared, ops, **options)
     return out, cache
+
+
+def _saturated(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Clipped to what an 8-bit cache can hold: a cast alone makes NaN of what is beyond."""
+    if dtype.itemsize > 1:
+        return x
+    most = float(jnp.finfo(dtype).max)
+    return jnp.clip(x, -most, most)
 
 
 def _cascade(

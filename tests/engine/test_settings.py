@@ -27,14 +27,22 @@ def test_dtypes(make_engine):
     small = make_engine(dtype="bfloat16")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(small._core.runner.model.params)} == {"bfloat16"}
     assert kv_dtype(small) == "bfloat16"
+    np.testing.assert_allclose(prompt_logprobs(small_kv), exact := prompt_logprobs(plain), atol=0.1)
+    assert prompt_logprobs(small_kv) != exact
+
+
+def prompt_logprobs(engine) -> list[float]:
     params = {"max_new_tokens": 0}
-    exact, rounded = (
-        engine.generate(input_ids=PROMPT, sampling_params=params, return_logprob=True, logprob_start_len=1)
-        for engine in (plain, small_kv)
-    )
-    exact, rounded = ([found.logprob for found in output.input_logprobs] for output in (exact, rounded))
-    np.testing.assert_allclose(rounded, exact, atol=0.1)
-    assert rounded != exact
+    output = engine.generate(input_ids=PROMPT, sampling_params=params, return_logprob=True, logprob_start_len=1)
+    return [found.logprob for found in output.input_logprobs]
+
+
+def test_a_cache_of_8_bits_takes_half_the_memory_of_16_and_is_nearly_right(make_engine):
+    plain, small = make_engine(), make_engine(kv_cache_dtype="fp8_e4m3")
+    assert kv_dtype(small) == "float8_e4m3fn"
+    assert plain.info.kv_cache_bytes == 4 * small.info.kv_cache_bytes
+    error = np.abs(np.subtract(prompt_logprobs(small), prompt_logprobs(plain)))
+    assert 0 < error.mean() < 0.15
 
 
 def test_a_second_start_does_not_measure_scratch_space_again(make_engine, monkeypatch, tmp_path):
