@@ -26,6 +26,7 @@ from sgjax.kernels.paged_prefill import mosaic as prefill_mosaic
 from sgjax.kernels.paged_prefill import specs as prefill_specs
 from sgjax.kernels.write_kv import mosaic as write_mosaic
 from sgjax.kernels.write_kv import specs as write_specs
+from tests.kernels import hlo_bytes
 from tests.kernels.h100_steps import compile_sampling, compile_step
 
 # What the compiler asks about an H100 SXM5, from NVIDIA's data sheet and CUDA's limits for compute capability 9.0.
@@ -67,39 +68,55 @@ gpu_device_info {
 """
 
 
-def kernels() -> list[tuple[str, Callable[..., Any], Any, tuple[int, ...]]]:
-    """(op, function, case, donated arguments): every page size and head size, with and without window and cap."""
+def kernels() -> list[tuple[str, Callable[..., Any], Any, tuple[int, ...], int]]:
+    """(op, function, case, donated arguments, programs that are to fit on a multiprocessor).
+
+    Every page size and head size, with and without window and cap.
+    """
+    eight: dict[str, Any] = dict(kv_lens=(300,) * 8)
+    float8: dict[str, Any] = dict(kv_dtype="float8_e4m3fn")
     decode = (
-        decode_specs.BENCHMARK_GPU[2],
-        AttentionCase(kv_lens=(300,) * 8, num_kv_heads=3, group=3, page_size=16),
-        AttentionCase(kv_lens=(300,) * 8, group=8, head_dim=128, page_size=128, window=64, soft_cap=30.0),
+        (decode_specs.BENCHMARK_GPU[2], 2),
+        (AttentionCase(**eight, num_kv_heads=3, group=3, page_size=16), 2),
+        (AttentionCase(**eight, group=8, head_dim=128, page_size=128, window=64, soft_cap=30.0, **float8), 2),
+        (AttentionCase(**eight, group=1, head_dim=80, page_size=32, sinks=True, return_lse=True), 2),
+        (AttentionCase(**eight, group=12, head_dim=96, page_size=32, **float8), 2),
+        (AttentionCase(**eight, group=8, head_dim=256, page_size=64), 1),
+        (AttentionCase(**eight, group=64, head_dim=128, page_size=64), 1),
     )
     prefill = (
         prefill_specs.BENCHMARK_GPU[0],
         AttentionCase(q_lens=(64,) * 4, kv_lens=(300,) * 4, num_kv_heads=3, group=3, page_size=32, window=64),
     )
     return [
-        *(("paged_decode", decode_mosaic.paged_decode, case, ()) for case in decode),
-        *(("paged_prefill", prefill_mosaic.paged_prefill, case, ()) for case in prefill),
-        ("write_kv", write_mosaic.write_kv, write_specs.BENCHMARK_GPU[0], (0, 1)),
+        *(("paged_decode", decode_mosaic.paged_decode, case, (), programs) for case, programs in decode),
+        *(("paged_prefill", prefill_mosaic.paged_prefill, case, (), 2) for case in prefill),
+        ("write_kv", write_mosaic.write_kv, write_specs.BENCHMARK_GPU[0], (0, 1), 2),
     ]
 
 
 def take_reports(dump: Path) -> dict[str, dict[str, int]]:
-    """Registers and spilled bytes of each kernel compiled since the last call: Mosaic's, and those XLA generated."""
+    """What each kernel compiled since the last call takes: registers, spilled bytes; Mosaic's also shared memory."""
     text = "".join(path.read_text() for path in dump.glob("*.ptxas"))
     ptxas = next(Path(os.environ["PYTHONPATH"]).glob("nvidia/*/bin/ptxas"))
     for path in dump.glob("module_*.ptx"):
         command = [ptxas, "-v", "-arch=sm_90a", path, "-o", os.devnull]
         text += subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    for path in dump.iterdir():
-        path.unlink()
     pattern = r"entry function '([^']+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
     found = re.findall(pattern, text, re.DOTALL)
-    return {
+    use = {
         name: {"registers": int(registers), "spilled_bytes": int(stored) + int(loaded)}
         for name, stored, loaded, registers in found
     }
+    # Mosaic's code for the host: the grid, the cluster, the threads and the dynamic shared memory.
+    launch = re.compile(r"@mosaic_gpu_launch_kernel\(ptr [^,]+" + r", i32 (\d+)" * 10)
+    for path in dump.glob("*.ll"):
+        for match in launch.findall(path.read_text()):
+            name = path.stem.rsplit("_", 1)[0] + "_mosaic_gpu_kernel"
+            use[name] |= {"threads": math.prod(map(int, match[6:9])), "shared_bytes": int(match[9])}
+    for path in dump.iterdir():
+        path.unlink()
+    return use
 
 
 def main() -> None:
@@ -107,17 +124,21 @@ def main() -> None:
     topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
     sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
     report: dict[str, Any] = {"kernels": [], "steps": {}}
-    for op, function, case, donated in kernels():
+    for op, function, case, donated, programs in kernels():
         args = [jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=sharding) for arg in case.shapes()]
         compiled = jax.jit(partial(function, **case.kwargs), donate_argnums=donated).lower(*args).compile()
         memory = compiled.memory_analysis()
         assert memory is not None
         donated_bytes = sum(math.prod(args[i].shape) * args[i].dtype.itemsize for i in donated)
+        made = hlo_bytes.parse(compiled.as_text() or "")["ENTRY"].values()
+        cache_dims = sorted(args[1].shape)
         report["kernels"].append(
             {
                 "op": op,
                 "case": case.name,
                 "compiled": take_reports(dump),
+                "programs": programs,
+                "makes_caches": [x.kind for x in made if cache_dims in [sorted(dims) for _, dims in x.shapes]],
                 "alias_bytes": memory.alias_size_in_bytes,
                 "donated_bytes": donated_bytes,
             }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -15,7 +15,6 @@ from sgjax.kernels import resolve
 from sgjax.kernels.cases import AttentionCase, WriteCase
 from sgjax.kernels.paged_decode import mosaic as decode_mosaic
 from sgjax.kernels.paged_decode import reference as decode_reference
-from sgjax.kernels.paged_decode import specs as decode_specs
 from sgjax.kernels.paged_prefill import mosaic as prefill_mosaic
 from sgjax.kernels.paged_prefill import reference as prefill_reference
 from sgjax.kernels.paged_prefill import specs as prefill_specs
@@ -33,9 +32,15 @@ def _worthwhile(cases: tuple[AttentionCase, ...]) -> list[AttentionCase]:
     return [case for case in bfloat16 if case.kv_lens != (1,) and (case.window is None) == (case.soft_cap is None)]
 
 
-_DECODE = (
-    *_worthwhile(decode_specs.PARITY),
-    AttentionCase(kv_lens=(33, 0, 5), num_kv_heads=1, group=64, page_size=32),
+_FLOAT8: dict[str, Any] = dict(kv_dtype="float8_e4m3fn")
+_DECODE = (  # With the number of programs: more of them cut rows into more pieces.
+    (AttentionCase(kv_lens=(40, 0, 0, 65, 1, 130), sinks=True, return_lse=True), 3),
+    (AttentionCase(kv_lens=(130, 20), window=2, num_kv_heads=1, group=12, head_dim=80, page_size=32), 2),
+    (AttentionCase(kv_lens=(300, 5), num_kv_heads=1, group=1, head_dim=96, page_size=128, **_FLOAT8), 2),
+    (AttentionCase(kv_lens=(600, 1), window=300, soft_cap=2.0, num_kv_heads=1, head_dim=128, page_size=64), 4),
+    (AttentionCase(kv_lens=(520,), num_kv_heads=1, head_dim=256, page_size=64, return_lse=True, **_FLOAT8), 9),
+    (AttentionCase(kv_lens=(33, 0, 5), num_kv_heads=1, group=128, page_size=32), 2),  # A head's queries are two items.
+    (AttentionCase(kv_lens=(0, 0), sinks=True, return_lse=True), 1),
 )
 _PREFILL = (
     *_worthwhile(prefill_specs.PARITY),
@@ -46,23 +51,42 @@ _PREFILL = (
 
 def _interpreted(function, args, kwargs, capsys):
     """The result, when no two threads or copies touched the same memory unordered."""
+    options = {"xla_backend_optimization_level": 0}  # Optimised, an interpreted kernel takes longest to compile.
     with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
-        out = jax.block_until_ready(function(*args, **kwargs))
+        run = jax.jit(partial(function, **kwargs)).lower(*args).compile(options)
+        out = jax.block_until_ready(run(*args))
     assert "RACE DETECTED" not in capsys.readouterr().out
     return out
 
 
 def _assert_close(out, reference) -> None:
     """Within two roundings to bfloat16, that of the weights and that of the result."""
-    assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(out, np.float32), np.asarray(reference, np.float32), rtol=2**-6, atol=2**-7)
+    for array, expected in zip(jax.tree.leaves(out), jax.tree.leaves(reference), strict=True):
+        assert array.dtype == expected.dtype
+        np.testing.assert_allclose(
+            np.asarray(array, np.float32), np.asarray(expected, np.float32), rtol=2**-6, atol=2**-7
+        )
 
 
-@pytest.mark.parametrize("case", _DECODE, ids=lambda case: case.name)
-def test_paged_decode(case, capsys):
+@pytest.mark.parametrize(("case", "programs"), _DECODE, ids=lambda value: getattr(value, "name", ""))
+def test_paged_decode(case, programs, capsys):
     args = case.make()
-    out = _interpreted(decode_mosaic.paged_decode, args, case.kwargs, capsys)
+    tuning = decode_mosaic.Tuning(multiprocessors=programs, programs_per_multiprocessor=1)
+    out = _interpreted(decode_mosaic.paged_decode, args, case.kwargs | {"tuning": tuning}, capsys)
     _assert_close(out, jax.jit(partial(decode_reference.paged_decode, **case.kwargs))(*args))
+
+
+def test_decode_shares_units_out_evenly():
+    """Every program's first unit lies in its row, and no program has more than the mean, rounded up."""
+    case = AttentionCase(kv_lens=(1000, 0, 3, 70, 0), window=500)
+    q, k_cache, *_, kv_lens = case.make()
+    tuning = decode_mosaic.Tuning(multiprocessors=4, programs_per_multiprocessor=1)
+    plan = decode_mosaic._make_plan(q, k_cache, 1.0, case.window, None, tuning)
+    work = decode_mosaic._share_out(kv_lens, case.num_kv_heads, plan)
+    starts = [2 * n for n in (0, 9, 9, 10, 12, 12)]  # Position 500 is in block 7 of the 16.
+    assert work.unit_starts.tolist() == starts
+    assert work.share.tolist() == [6]
+    assert work.first_rows.tolist() == [0, 0, 0, 2]
 
 
 @pytest.mark.parametrize("case", _PREFILL, ids=lambda case: case.name)
@@ -77,14 +101,14 @@ def test_paged_prefill(case, capsys):
 )
 def test_write_kv(case, capsys):
     args = case.make()
-    out = _interpreted(jax.jit(write_mosaic.write_kv), args, {}, capsys)
+    out = _interpreted(write_mosaic.write_kv, args, {}, capsys)
     for cache, expected in zip(out, write_reference.write_kv(*args), strict=True):
         np.testing.assert_array_equal(np.asarray(cache, np.float32), np.asarray(expected, np.float32))
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"dtype": "float32"}, "float32"), ({"head_dim": 96}, "96"), ({"page_size": 8}, "page_size is 8")],
+    [({"dtype": "float32"}, "float32"), ({"head_dim": 72}, "72"), ({"page_size": 8}, "page_size is 8")],
 )
 def test_what_is_not_supported_is_named(change, named):
     for function, case in (

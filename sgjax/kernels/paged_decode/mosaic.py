@@ -1,11 +1,112 @@
-"""`paged_decode` for Hopper GPUs: one program per row and KV head."""
+"""`paged_decode` for Hopper GPUs: the keys of all rows cut into equal shares, one per resident program.
+
+The unit of work is a block of keys of one KV head. The units of a batch form one line, row after row and head after
+head, and every program takes an equal stretch of it, so that rows of any lengths balance and one long row fills the GPU
+(stream-K's partition, applied to flash-decoding). Where a stretch crosses from one head to the next a *piece* ends:
+its output and the logarithm of its weights' sum go to a slot, and a second kernel merges each head's slots.
+
+In a program one warpgroup copies pages into a ring of blocks, across the borders of pieces, and the other computes.
+Keys are the M side of `wgmma` and the packed query heads are N, so that 4 heads are padded to 8 and not to 64:
+scores = k @ q^T, out^T += v^T @ weights. `docs/adr/0008-keys-on-the-m-side.md` has the budget.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from sgjax.kernels.mosaic_attention import BLOCK_ROWS, QueryBlocks, attend
+from sgjax.kernels.hopper import SHARED_MEMORY_BYTES, check_device, swizzle_bytes, swizzled_smem
+
+_LOG2_E = math.log2(math.e)
+_MIN = -1e30  # Finite, so that the first block of a piece gives exp2(_MIN - max) = 0 and not NaN.
+_MERGE_REGISTERS = 64  # A thread's share of the slots that a merge loads at a time.
+_FLOAT16_MAX = 65504.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Sizes to be measured; the results do not depend on them but for the order of sums.
+
+    Attributes:
+      block_keys: keys of a unit of work, a multiple of 64.
+      max_stages: blocks in the ring; fewer where shared memory does not hold them.
+      programs_per_multiprocessor: at most this many; one where two stages do not fit otherwise.
+      multiprocessors: of the GPU.
+      min_split_keys: no program takes fewer keys, so that a short batch has fewer slots to merge.
+    """
+
+    block_keys: int = 64
+    max_stages: int = 6
+    programs_per_multiprocessor: int = 2
+    multiprocessors: int = 132
+    min_split_keys: int = 64
+
+
+class Work(NamedTuple):
+    """Who does what, a function of the lengths alone: XLA computes it once for all layers that share a window."""
+
+    unit_starts: Any
+    """int32 (S + 1,): where row s's units begin."""
+    first_rows: Any
+    """int32 (programs,): the row of each program's first unit."""
+    share: Any
+    """int32 (1,): units of a program."""
+
+
+class _Piece(NamedTuple):
+    """What one program does of one item of one row."""
+
+    row: Any
+    item: Any
+    """Of the row: the KV head, or a part of its query heads."""
+    slot: Any
+    kv_len: Any
+    begin: Any
+    """First block of keys."""
+    end: Any
+
+
+class _Plan(NamedTuple):
+    """Everything static."""
+
+    scale: float
+    window: int | None
+    soft_cap: float | None
+    heads: int
+    """Query heads of an item, padded to a multiple of 8."""
+    items_per_kv_head: int
+    block_keys: int
+    num_stages: int
+    num_programs: int
+    min_share: int
+    compute_dtype: Any
+
+
+class _Smem(NamedTuple):
+    """A program's shared memory: types outside of the kernel, Refs inside."""
+
+    q: Any
+    k: Any
+    v: Any
+    weights: Any
+    k_wide: Any
+    """The block in the dtype that is multiplied, where the cache's is narrower; else None."""
+    v_wide: Any
+    q_full: Any
+    q_free: Any
+    k_full: Any
+    k_free: Any
+    v_full: Any
+    v_free: Any
 
 
 def paged_decode(
@@ -18,30 +119,437 @@ def paged_decode(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-) -> jax.Array:
+    sinks: jax.Array | None = None,
+    return_lse: bool = False,
+    tuning: Tuning = Tuning(),
+) -> Any:
     """See `api.PagedDecode`. Raises `NotImplementedError` for what the kernel does not do."""
     num_rows, num_kv_heads, group, head_dim = q.shape
-    if group > BLOCK_ROWS:
-        raise NotImplementedError(f"{group} query heads per KV head, and this kernel takes up to {BLOCK_ROWS}")
-    sequences = jnp.arange(num_rows, dtype=jnp.int32)
-    blocks = QueryBlocks(
-        sequence=sequences,
-        kv_len=kv_lens,
-        first_row=sequences * (num_kv_heads * group),
-        num_rows=jnp.full_like(sequences, group),
-        first_position=kv_lens - 1,
-        row_offset=jnp.zeros_like(sequences),
-    )
-    out = attend(
-        q.reshape(-1, head_dim),
-        k_cache,
-        v_cache,
-        page_table,
-        blocks,
-        rows_per_token=group,
-        rows_per_head=group,
+    _check_supported(q, k_cache, v_cache)
+    plan = _make_plan(q, k_cache, scale, window, soft_cap, tuning)
+    items_per_row = num_kv_heads * plan.items_per_kv_head
+    heads = group // plan.items_per_kv_head
+    pad = plan.heads - heads
+
+    queries = q.reshape(num_rows * items_per_row, heads, head_dim)
+    if plan.compute_dtype == jnp.float16:
+        queries = jnp.clip(queries, -_FLOAT16_MAX, _FLOAT16_MAX).astype(jnp.float16)
+    queries = jnp.pad(queries, ((0, 0), (0, pad), (0, 0)))
+    work = _share_out(kv_lens, items_per_row, plan)
+    slots, slots_lse = _attend(queries, k_cache, v_cache, page_table, kv_lens, work, plan)
+    if sinks is not None:
+        sinks = jnp.pad(sinks.reshape(items_per_row, heads), ((0, 0), (0, pad)))
+    # Copying a part of the padded heads out defeats the layout inference of jax 0.11 where the tiles of H overlap.
+    out_heads = heads if len(_tiles(head_dim)) == 1 else plan.heads
+    shape = jax.ShapeDtypeStruct((num_rows * items_per_row, out_heads, head_dim), q.dtype)
+    out, lse = _merge(slots, slots_lse, sinks, work, shape, items_per_row, plan)
+    out = out[:, :heads].reshape(q.shape)
+    return (out, lse[:, :heads].reshape(num_rows, num_kv_heads, group)) if return_lse else out
+
+
+def _check_supported(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array) -> None:
+    check_device()
+    if q.dtype != jnp.bfloat16:
+        raise NotImplementedError(f"q is {q.dtype}, and this kernel takes bfloat16 alone")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn) or cache.dtype != k_cache.dtype:
+            raise NotImplementedError(f"{name} is {cache.dtype}, and this kernel takes bfloat16 and float8_e4m3fn")
+    group, head_dim = q.shape[2:]
+    page_size = k_cache.shape[2]
+    if head_dim not in (64, 80, 96, 128, 256):
+        raise NotImplementedError(f"head_dim is {head_dim}, and this kernel takes 64, 80, 96, 128 and 256")
+    if page_size not in (16, 32, 64, 128):
+        raise NotImplementedError(f"page_size is {page_size}, and this kernel takes 16, 32, 64 and 128")
+    if group % pl.cdiv(group, _max_heads(head_dim)):
+        most = _max_heads(head_dim)
+        raise NotImplementedError(
+            f"{group} query heads per KV head, and this kernel takes up to {most}, or equal parts"
+        )
+
+
+def _max_heads(head_dim: int) -> int:
+    """Query heads that an item may have, by the registers that its sums take; groups of more are several items."""
+    return 64 if head_dim <= 128 else 32
+
+
+def _make_plan(
+    q: jax.Array, k_cache: jax.Array, scale: float, window: int | None, soft_cap: float | None, tuning: Tuning
+) -> _Plan:
+    _, _, group, head_dim = q.shape
+    keys = tuning.block_keys
+    items_per_kv_head = pl.cdiv(group, _max_heads(head_dim))
+    heads = pl.cdiv(group // items_per_kv_head, 8) * 8
+    is_wide = k_cache.dtype != q.dtype
+    # Queries, weights, the block converted, reduction scratch and barriers.
+    fixed = 2 * heads * head_dim * 2 + heads * keys * 2 + 2 * keys * head_dim * 2 * is_wide + 4096
+    stage = 2 * keys * head_dim * k_cache.dtype.itemsize
+
+    def num_stages(programs: int) -> int:
+        return min(tuning.max_stages, (SHARED_MEMORY_BYTES // programs - 1024 - fixed) // stage)
+
+    # Two programs' registers fit when a thread needs no more than 128, which it does with sums of more than these.
+    most = tuning.programs_per_multiprocessor if heads * keys <= 1024 else 1
+    programs = next((n for n in range(most, 1, -1) if num_stages(n) >= 2), 1)
+    if num_stages(programs) < 1:
+        raise NotImplementedError(f"shared memory does not hold one block of {keys} keys")
+    return _Plan(
         scale=scale,
         window=window,
         soft_cap=soft_cap,
+        heads=heads,
+        items_per_kv_head=items_per_kv_head,
+        block_keys=keys,
+        num_stages=num_stages(programs),
+        num_programs=programs * tuning.multiprocessors,
+        min_share=pl.cdiv(tuning.min_split_keys, keys),
+        # Every e4m3 number is a float16, and one instruction converts two of them; to bfloat16 it takes several.
+        compute_dtype=jnp.dtype(jnp.float16) if is_wide else q.dtype,
     )
-    return out.reshape(q.shape)
+
+
+def _first_visible(kv_len: Any, plan: _Plan) -> Any:
+    return jnp.zeros_like(kv_len) if plan.window is None else jnp.maximum(kv_len - plan.window, 0)
+
+
+def _share_out(kv_lens: jax.Array, items_per_row: int, plan: _Plan) -> Work:
+    """Equal shares of the batch's units."""
+    blocks = pl.cdiv(kv_lens, plan.block_keys) - _first_visible(kv_lens, plan) // plan.block_keys
+    ends = jnp.cumsum(blocks * items_per_row)
+    share = jnp.maximum(pl.cdiv(ends[-1], plan.num_programs), plan.min_share)
+    first_units = jnp.arange(plan.num_programs, dtype=jnp.int32) * share
+    first_rows = jnp.sum(ends <= first_units[:, None], axis=1, dtype=jnp.int32)
+    return Work(jnp.concatenate([jnp.zeros(1, jnp.int32), ends]), first_rows, share[None])
+
+
+def _attend(
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    page_table: jax.Array,
+    kv_lens: jax.Array,
+    work: Work,
+    plan: _Plan,
+) -> tuple[jax.Array, jax.Array]:
+    """Every piece's output, transposed, and the base-2 logarithm of its weights' sum.
+
+    Returns:
+      float32 (slots, tiles, rows, heads) and (slots, heads). Tile t holds the dimensions from `_tiles(H)[t]` on.
+      Slots of no piece are uninitialised.
+    """
+    num_items, heads, head_dim = q.shape
+    page_size = k_cache.shape[2]
+    copies = max(1, plan.block_keys // page_size)
+    block, ring = (plan.block_keys, head_dim), (plan.num_stages, plan.block_keys, head_dim)
+    swizzled = functools.partial(swizzled_smem, dtype=q.dtype, swizzle=swizzle_bytes(head_dim, q.dtype))
+    is_wide = k_cache.dtype != q.dtype
+    kv = plgpu.SMEM(ring, k_cache.dtype) if is_wide else swizzled(ring)
+    wide = swizzled(block) if is_wide else None
+    full = plgpu.Barrier(num_arrivals=copies, num_barriers=plan.num_stages)
+    free = plgpu.Barrier(num_barriers=plan.num_stages)
+    smem = _Smem(
+        q=swizzled((2, heads, head_dim)),
+        k=kv,
+        v=kv,
+        weights=swizzled((heads, plan.block_keys)),
+        k_wide=wide,
+        v_wide=wide,
+        q_full=plgpu.Barrier(num_barriers=2),
+        q_free=plgpu.Barrier(num_barriers=2),
+        k_full=full,
+        k_free=free,
+        v_full=full,
+        v_free=free,
+    )
+    num_slots = num_items + plan.num_programs
+    tiles = _tiles(head_dim)
+    kernel = plgpu.kernel(
+        functools.partial(_attend_program, plan=plan),
+        out_type=(
+            jax.ShapeDtypeStruct((num_slots, len(tiles), _tile_rows(head_dim), heads), jnp.float32),
+            jax.ShapeDtypeStruct((num_slots, heads), jnp.float32),
+        ),
+        scratch_types=smem._asdict(),
+        grid=(plan.num_programs,),
+        grid_names=("program",),
+        num_threads=2,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        kernel_name="paged_decode",
+    )
+    return kernel(q, k_cache, v_cache, page_table, kv_lens, *work)
+
+
+def _tiles(head_dim: int) -> tuple[int, ...]:
+    """Where tiles of `_tile_rows` dimensions begin. `wgmma` takes multiples of 64: 80 and 96 are two that overlap."""
+    return (0,) if head_dim % 64 == 0 else (0, head_dim - 64)
+
+
+def _tile_rows(head_dim: int) -> int:
+    return head_dim if head_dim % 64 == 0 else 64
+
+
+def _attend_program(
+    q, k_cache, v_cache, page_table, kv_lens, unit_starts, first_rows, share, out, lse, /, *, plan: _Plan, **scratch
+) -> None:
+    smem = _Smem(**scratch)
+    for_each_piece = functools.partial(
+        _for_each_piece, Work(unit_starts, first_rows, share), kv_lens, k_cache.shape[0] * plan.items_per_kv_head, plan
+    )
+    warpgroup = lax.axis_index("warpgroup")
+    pl.when(warpgroup == 0)(lambda: _compute(for_each_piece, out, lse, smem, plan))
+    pl.when(warpgroup == 1)(lambda: _load(for_each_piece, q, k_cache, v_cache, page_table, smem, plan))
+
+
+def _for_each_piece(
+    work: Work, kv_lens: Any, items_per_row: int, plan: _Plan, body: Callable[[_Piece, Any], Any], init: Any
+) -> Any:
+    """Runs `carry = body(piece, carry)` over the program's pieces, in order; returns the last carry."""
+    program = lax.axis_index("program")
+    begin = program * work.share[0]
+    end = jnp.minimum(begin + work.share[0], work.unit_starts[kv_lens.shape[0]])
+
+    def next_piece(carry):
+        unit, row, rest = carry
+        row = lax.while_loop(lambda row: work.unit_starts[row + 1] <= unit, lambda row: row + 1, row)
+        kv_len = kv_lens[row]
+        first_block = lax.div(_first_visible(kv_len, plan), plan.block_keys)
+        blocks = lax.div(kv_len + plan.block_keys - 1, plan.block_keys) - first_block
+        offset = unit - work.unit_starts[row]
+        item = lax.div(offset, blocks)
+        block = offset - item * blocks
+        count = jnp.minimum(blocks - block, end - unit)
+        # Along the line either the item grows or the program does, so that no two pieces have the same sum.
+        slot = row * items_per_row + item + program
+        block += first_block
+        return unit + count, row, body(_Piece(row, item, slot, kv_len, block, block + count), rest)
+
+    return lax.while_loop(lambda carry: carry[0] < end, next_piece, (begin, work.first_rows[program], init))[2]
+
+
+def _load(for_each_piece, q, k_cache, v_cache, page_table, smem: _Smem, plan: _Plan) -> None:
+    """The warpgroup that fills the ring."""
+    num_kv_heads, _, page_size, _ = k_cache.shape
+    items_per_row = num_kv_heads * plan.items_per_kv_head
+    copy_len = min(page_size, plan.block_keys)
+
+    def load_piece(piece: _Piece, carry):
+        step, num_pieces = carry
+        q_slot = lax.rem(num_pieces, 2)
+        pl.when(num_pieces >= 2)(lambda: plgpu.barrier_wait(smem.q_free.at[q_slot]))
+        plgpu.copy_gmem_to_smem(q.at[piece.row * items_per_row + piece.item], smem.q.at[q_slot], smem.q_full.at[q_slot])
+        kv_head = lax.div(piece.item, plan.items_per_kv_head)
+        first_page = lax.div(_first_visible(piece.kv_len, plan), page_size)
+        last_page = lax.div(piece.kv_len - 1, page_size)
+
+        def load_block(block, step):
+            slot = lax.rem(step, plan.num_stages)
+            parts = []
+            for start in range(0, plan.block_keys, copy_len):
+                position = block * plan.block_keys + start
+                # In place of a page that the row does not see one that it sees is read again, and masked.
+                column = jnp.clip(lax.div(position, page_size), first_page, last_page)
+                offset = pl.multiple_of(lax.rem(position, page_size), copy_len)
+                parts.append((start, page_table[piece.row, column], offset))
+            for cache, ring, full, free in (
+                (k_cache, smem.k, smem.k_full, smem.k_free),
+                (v_cache, smem.v, smem.v_full, smem.v_free),
+            ):
+                pl.when(step >= plan.num_stages)(lambda free=free: plgpu.barrier_wait(free.at[slot]))
+                for start, page, offset in parts:
+                    source = cache.at[kv_head, page, pl.ds(offset, copy_len)]
+                    plgpu.copy_gmem_to_smem(source, ring.at[slot, pl.ds(start, copy_len)], full.at[slot])
+            return step + 1
+
+        return lax.fori_loop(piece.begin, piece.end, load_block, step), num_pieces + 1
+
+    steps, num_pieces = for_each_piece(load_piece, (jnp.int32(0), jnp.int32(0)))
+    # The last round is waited for too, as the interpreter demands of every barrier.
+    for count, barriers in ((num_pieces, (smem.q_free,)), (steps, (smem.k_free, smem.v_free))):
+        for barrier in barriers:
+            for slot in range(barrier.shape[0]):
+                pl.when(slot < count)(lambda barrier=barrier, slot=slot: plgpu.barrier_wait(barrier.at[slot]))
+
+
+def _compute(for_each_piece, out, lse, smem: _Smem, plan: _Plan) -> None:
+    """The warpgroup that multiplies."""
+    head_dim = smem.q.shape[2]
+    tiles, tile_rows = _tiles(head_dim), _tile_rows(head_dim)
+    wgmma, per_head = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(0)
+
+    def compute_piece(piece: _Piece, carry):
+        step, num_pieces = carry
+        q_slot = lax.rem(num_pieces, 2)
+        plgpu.barrier_wait(smem.q_full.at[q_slot])
+
+        def compute_block(block, carry):
+            step, acc, peak, totals = carry
+            slot = lax.rem(step, plan.num_stages)
+            first = block * plan.block_keys
+            seen_from, seen_to = _first_visible(piece.kv_len, plan) - first, piece.kv_len - first
+
+            plgpu.barrier_wait(smem.k_full.at[slot])
+            keys = smem.k.at[slot] if smem.k_wide is None else _widen(smem.k.at[slot], smem.k_wide)
+            scores = _multiply(keys, smem.q.at[q_slot].transpose((1, 0)))
+            plgpu.barrier_arrive(smem.k_free.at[slot])
+
+            scores = _scores(scores, seen_from, seen_to, plan)
+            new_peak = jnp.maximum(peak, scores.max(axis=0))
+            decay = jnp.exp2(peak - new_peak)
+            weights = jnp.exp2(scores - lax.broadcast_in_dim(new_peak, scores.shape, [1]))
+            # One sum a thread; those of a head are added up at the end of the piece.
+            totals = totals * lax.broadcast_in_dim(decay, totals.shape, [1]) + weights
+            smem.weights.transpose((1, 0))[...] = weights.astype(smem.weights.dtype)
+
+            plgpu.barrier_wait(smem.v_full.at[slot])
+            values = smem.v.at[slot] if smem.v_wide is None else _widen(smem.v.at[slot], smem.v_wide)
+            pl.when((seen_from > 0) | (seen_to < plan.block_keys))(lambda: _zero_unseen(values, seen_from, seen_to))
+            plgpu.commit_smem()
+            acc = tuple(
+                tile * lax.broadcast_in_dim(decay, tile.shape, [1])
+                + _multiply(values.at[:, pl.ds(offset, tile_rows)].transpose((1, 0)), smem.weights.transpose((1, 0)))
+                for tile, offset in zip(acc, tiles, strict=True)
+            )
+            plgpu.barrier_arrive(smem.v_free.at[slot])
+            return step + 1, acc, new_peak, totals
+
+        acc = tuple(plgpu.layout_cast(jnp.zeros((tile_rows, plan.heads), jnp.float32), wgmma) for _ in tiles)
+        peak = plgpu.layout_cast(jnp.full((plan.heads,), _MIN, jnp.float32), per_head)
+        totals = plgpu.layout_cast(jnp.zeros((plan.block_keys, plan.heads), jnp.float32), wgmma)
+        step, acc, peak, totals = lax.fori_loop(piece.begin, piece.end, compute_block, (step, acc, peak, totals))
+        plgpu.barrier_arrive(smem.q_free.at[q_slot])
+        total = totals.sum(axis=0)  # At least 1: a piece's blocks are all seen in part.
+        norm = 1 / total
+        for t, tile in enumerate(acc):
+            out[piece.slot, t] = tile * lax.broadcast_in_dim(norm, tile.shape, [1])
+        lse[piece.slot] = peak + jnp.log2(total)
+        return step, num_pieces + 1
+
+    for_each_piece(compute_piece, (jnp.int32(0), jnp.int32(0)))
+
+
+def _multiply(a: Any, b: Any) -> jax.Array:
+    """(M, K) Ref times (K, N) Ref, float32 (M, N)."""
+
+    def multiply(acc_ref):
+        plgpu.wgmma(acc_ref, a, b)
+        return acc_ref[...]
+
+    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def _widen(narrow: Any, wide: Any) -> Any:
+    """Converts a block for `wgmma`."""
+    swizzle = swizzle_bytes(wide.shape[1], wide.dtype)
+    layout = plgpu.Layout.SMEM_GMEM_COPY(wide.shape, wide.dtype, swizzle)
+    wide[...] = plgpu.layout_cast(narrow[...], layout).astype(wide.dtype)
+    plgpu.commit_smem()
+    return wide
+
+
+def _scores(products: jax.Array, seen_from: jax.Array, seen_to: jax.Array, plan: _Plan) -> jax.Array:
+    """Scaled, capped and masked, in units of log 2, so that exp2 of them gives the weights."""
+    scale, soft_cap = plan.scale, plan.soft_cap
+    if soft_cap is None:
+        scores = products * (scale * _LOG2_E)
+    else:
+        # tanh through exp2, whose fast instruction is exact to 2^-22; that of tanh, to 2^-11, is too coarse.
+        tanh = 1 - 2 / (1 + jnp.exp2(products * (2 * _LOG2_E * scale / soft_cap)))
+        scores = tanh * (soft_cap * _LOG2_E)
+    return jnp.where(_seen(scores.shape, seen_from, seen_to), scores, -jnp.inf)
+
+
+def _seen(shape: tuple[int, ...], seen_from: jax.Array, seen_to: jax.Array) -> jax.Array:
+    """Whether the row sees the key, for (keys, ...)."""
+    offsets = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)
+    return (offsets >= seen_from) & (offsets < seen_to)
+
+
+def _zero_unseen(values: Any, seen_from: jax.Array, seen_to: jax.Array) -> None:
+    """Clears values whose weight is 0: their slots may hold no token but NaN, and 0 * NaN is NaN."""
+    num_keys, head_dim = values.shape
+    width = math.gcd(head_dim, 64)  # A part at a time, for the sake of registers.
+    seen = _seen((num_keys, width), seen_from, seen_to)
+    for start in range(0, head_dim, width):
+        part = values.at[:, pl.ds(start, width)]
+        part[...] = jnp.where(
+            seen, plgpu.layout_cast(part[...], plgpu.Layout.WGMMA), jnp.zeros(seen.shape, values.dtype)
+        )
+
+
+def _merge(
+    slots: jax.Array,
+    slots_lse: jax.Array,
+    sinks: jax.Array | None,
+    work: Work,
+    out_type: jax.ShapeDtypeStruct,
+    items_per_row: int,
+    plan: _Plan,
+) -> tuple[jax.Array, jax.Array]:
+    """Joins every item's slots.
+
+    Returns:
+      `out_type`, (items, heads, H), and the natural logarithm of the weights' sum, float32 (items, padded heads).
+    """
+    num_items, _, head_dim = out_type.shape
+    kernel = plgpu.kernel(
+        functools.partial(_merge_item, items_per_row=items_per_row, has_sinks=sinks is not None, plan=plan),
+        out_type=(out_type, jax.ShapeDtypeStruct((num_items, plan.heads), jnp.float32)),
+        scratch_types={"rows": plgpu.SMEM((plan.heads, head_dim), out_type.dtype)},
+        grid=(num_items,),
+        grid_names=("item",),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        kernel_name="paged_decode_merge",
+    )
+    return kernel(slots, slots_lse, *(() if sinks is None else (sinks,)), work.unit_starts, work.share)
+
+
+def _merge_item(slots, slots_lse, *refs, rows, items_per_row: int, has_sinks: bool, plan: _Plan) -> None:
+    *sinks, unit_starts, share, out, lse = refs
+    _, num_tiles, tile_rows, heads = slots.shape
+    item = lax.axis_index("item")
+    row = lax.div(item, items_per_row)
+    sink_row = item - row * items_per_row
+    blocks = lax.div(unit_starts[row + 1] - unit_starts[row], items_per_row)
+    first_unit = unit_starts[row] + sink_row * blocks
+    first = item + lax.div(first_unit, share[0])
+    last = item + lax.div(first_unit + blocks - 1, share[0])
+    end = jnp.where(blocks > 0, last + 1, first)
+    wgmma, per_head = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(0)
+    at_once = max(1, _MERGE_REGISTERS * 128 // (num_tiles * tile_rows * heads))
+
+    def merge(turn, carry):
+        """`at_once` slots, whose loads are all under way before the first is used."""
+        acc, peak, total = carry
+        at = [jnp.minimum(first + turn * at_once + i, last) for i in range(at_once)]
+        lses = [plgpu.load(slots_lse.at[slot], layout=per_head, optimized=False) for slot in at]
+        lses = [x + jnp.where(first + turn * at_once + i < end, 0.0, -jnp.inf) for i, x in enumerate(lses)]
+        parts = [
+            [plgpu.load(slots.at[slot, t], layout=wgmma, optimized=False) for t in range(num_tiles)] for slot in at
+        ]
+        new_peak = functools.reduce(jnp.maximum, lses, peak)
+        decay = jnp.exp2(peak - new_peak)
+        total = total * decay
+        acc = [tile * lax.broadcast_in_dim(decay, tile.shape, [1]) for tile in acc]
+        for part, part_lse in zip(parts, lses, strict=True):
+            weight = jnp.exp2(part_lse - new_peak)
+            total += weight
+            acc = [a + p * lax.broadcast_in_dim(weight, p.shape, [1]) for a, p in zip(acc, part, strict=True)]
+        return tuple(acc), new_peak, total
+
+    acc = tuple(plgpu.layout_cast(jnp.zeros((tile_rows, heads), jnp.float32), wgmma) for _ in range(num_tiles))
+    if has_sinks:
+        peak = plgpu.load(sinks[0].at[sink_row], layout=per_head, optimized=False) * _LOG2_E
+        total = plgpu.layout_cast(jnp.ones((heads,), jnp.float32), per_head)
+    else:
+        peak = plgpu.layout_cast(jnp.full((heads,), _MIN, jnp.float32), per_head)
+        total = plgpu.layout_cast(jnp.zeros((heads,), jnp.float32), per_head)
+    turns = lax.div(end - first + at_once - 1, at_once)
+    acc, peak, total = lax.fori_loop(0, turns, merge, (acc, peak, total))
+    norm = 1 / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # A padding row gives zeros.
+    for tile, offset in zip(acc, _tiles(rows.shape[1]), strict=True):
+        tile = (tile * lax.broadcast_in_dim(norm, tile.shape, [1])).astype(rows.dtype)
+        rows.at[:, pl.ds(offset, tile_rows)].transpose((1, 0))[...] = tile
+    lse[item] = (peak + jnp.log2(total)) * (1 / _LOG2_E) + jnp.where(blocks > 0, 0.0, -jnp.inf)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(rows.at[pl.ds(0, out.shape[1])], out.at[item])
+    plgpu.wait_smem_to_gmem(0)
