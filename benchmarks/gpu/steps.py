@@ -63,15 +63,15 @@ _PLAN_1B: Plan = (
 def run_8b(settings: Settings) -> None:
     """Llama-3.1-8B's shape."""
     if settings.tiny:
-        return _run(settings, "8B", LLAMA_TINY, ((2, (_NO_AUTOTUNE,)),))
+        return _run(settings, "8B", LLAMA_TINY, ((2, (_ENGINE,)),))
     _run(settings, "8B", LLAMA_8B, _PLAN_8B)
 
 
 def run_1b(settings: Settings) -> None:
     """Llama-3.2-1B's shape, with the design's open questions as variants."""
     if settings.tiny:
-        unlike = _PAGE_16._replace(calls="one", kernels="*=xla", batch_on_device=True)
-        return _run(settings, "1B", LLAMA_TINY, ((3, (_FORWARD, unlike)),))
+        unlike = Variant("*=xla", calls="one", page_size=16, autotune=False, batch_on_device=True)
+        return _run(settings, "1B", LLAMA_TINY, ((3, (_ENGINE, _FORWARD, unlike)),))
     _run(settings, "1B", LLAMA_1B, _PLAN_1B)
 
 

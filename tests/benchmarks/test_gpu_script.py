@@ -14,9 +14,12 @@ from benchmarks.gpu.__main__ import PARTS
 from benchmarks.gpu.goals import GOALS, judge
 from benchmarks.gpu.table import derive
 from benchmarks.gpu.workloads import Decode, Prefill
+from sgjax.kernels import OP_NAMES
 
 ROOT = Path(__file__).parents[2]
 # Packages of the checkpoint formats and of the server: a machine that is lent for kernels has jax and flax at best.
+# Two parts run what two others do, with another argument.
+ALIKE = {"check xla", "step 8B"}
 ABSENT = ("fastapi", "gguf", "jinja2", "orbax", "pydantic", "safetensors", "tokenizers", "transformers", "uvicorn")
 
 
@@ -32,20 +35,18 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     (folder / "absent").mkdir()
     for name in ABSENT:
         (folder / "absent" / f"{name}.py").write_text(f"raise ImportError('{name} is not on this machine')")
-    run = _run(folder)
+    run = _run(folder, "--only", ",".join(part for part in PARTS if part not in ALIKE))
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "7 of 7 checks passed" in run.stdout
+    assert f"{len(OP_NAMES) + 1} of {len(OP_NAMES) + 1} checks passed" in run.stdout
     return json.loads((folder / "out.json").read_text())
 
 
 def test_every_part_ran_and_every_check_passed(result):
     rows = result["rows"]
-    assert {row["part"] for row in rows} == set(PARTS)
+    assert {row["part"] for row in rows} == set(PARTS) - ALIKE
     assert not [row for row in rows if "failed" in row]
-    checks = [row for row in rows if row["part"].startswith("check")]
-    assert {(row["impl"], row["name"].split()[0]) for row in checks} == {
-        (impl, op) for impl in ("xla", "mosaic") for op in ("write_kv", "paged_decode", "paged_prefill")
-    }
+    checks = [row for row in rows if row["part"] == "check mosaic"]
+    assert [row["name"].split()[0] for row in checks] == [*OP_NAMES]
     assert all(row["ok"] and 0 <= row["error"] <= row["tolerance"] for row in rows if "error" in row)
     (cascade,) = [row for row in rows if row["impl"] == "cascade against flat"]
     assert 0 < cascade["error"] <= cascade["tolerance"]
@@ -63,7 +64,7 @@ def test_figures_are_held_against_the_measured_ceilings(result):
     assert {"python", "jax", "jaxlib", "flax"} <= set(result["versions"])
     assert result["device"] == "cpu"
     for row in result["rows"]:
-        if row["part"] in ("decode", "cascade", "step 8B", "step 1B") and "seconds" in row:
+        if row["part"] in ("decode", "cascade", "step 1B") and "seconds" in row:
             expected = row["bytes"] / row["seconds"] / 1e9 / result["ceilings"]["read_gb_per_s"]
             assert row["fraction_of_ceiling"] == pytest.approx(expected)
         if row["part"] == "prefill":
@@ -88,12 +89,14 @@ def test_offline_runs_the_real_engine(tmp_path: Path):
         "engine start",
         "offline 4 requests, 20 in, 6 out",
         "offline 2 requests, 20 in, 4 out",
-        "engine step, batch 2",
+        "engine step, batch 1",
+        "engine step, batch 8",
     ]
     assert rows["offline 4 requests, 20 in, 6 out"]["compiled_meanwhile"] == 0
-    step = rows["engine step, batch 2"]
-    assert step["idle_fraction"] == pytest.approx(max(0, 1 - step["device_s"] / step["seconds"]))
-    assert 0 <= step["ran_dry_fraction"] <= 1
+    for batch in (1, 8):
+        step = rows[f"engine step, batch {batch}"]
+        assert step["idle_fraction"] == pytest.approx(max(0, 1 - step["device_s"] / step["seconds"]))
+        assert 0 <= step["ran_dry_fraction"] <= 1
 
 
 def test_nan_is_no_pass():
