@@ -9,10 +9,12 @@ import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from pydantic_core import to_json
 
 from sgjax import __version__
 from sgjax_server.chat.model_format import ModelFormat
 from sgjax_server.config import ServerConfig
+from sgjax_server.docs_page import docs_page
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
 from sgjax_server.in_flight import TokensInFlight
@@ -28,6 +30,7 @@ from sgjax_server.routes import (
     chat,
     completions,
     control,
+    docs,
     generate,
     health,
     info,
@@ -55,7 +58,7 @@ _ROUTES = (
     *(generate, sessions, chat, completions, responses, program),
     *(anthropic, ollama, ollama_models),
     *(tokenize, score, parse, unserved),
-    *(page, live),
+    *(page, docs, live),
 )
 
 
@@ -79,8 +82,7 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
         title="sgjax",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages run scripts from elsewhere, which could do here what this server's own can
-        redoc_url=None,
+        openapi_url=None,  # routes/docs.py has it, and a page; FastAPI's runs scripts from elsewhere
         middleware=middleware_stack(config, request_log, http_metrics, traces),
     )
     app.state.host = host
@@ -103,4 +105,6 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
         app.include_router(module.router)
     app.include_router(unserved.control)
     app.openapi = functools.cache(lambda: openapi_document(app))
+    app.state.openapi_json = functools.cache(lambda: to_json(app.openapi()))
+    app.state.docs_page = functools.cache(lambda: docs_page(app.openapi()))
     return app

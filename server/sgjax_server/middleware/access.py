@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sgjax_server.config import ServerConfig
 from sgjax_server.errors import ApiError, error_response
 
-OPEN_PATHS = frozenset({"/", "/health", "/health_generate", "/ping", "/ready"})
-"""What probes and the page for people ask; these need no key."""
+OPEN_PATHS = frozenset({"/", "/docs", "/health", "/health_generate", "/ping", "/ready"})
+"""What probes ask, and the pages for people; these need no key."""
 
 STATIC_PATH = "/static/"
 """What the page consists of; it needs no key either, and asks for one where the server wants it."""

@@ -12,7 +12,7 @@ from sgjax_server.middleware.access import STATIC_PATH
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FILES = {path.name: path for path in (Path(__file__).parents[1] / "static").iterdir() if path.suffix in _TYPES}
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -40,4 +40,4 @@ async def static(name: str) -> FileResponse:
 
 def _file(name: str) -> FileResponse:
     path = _FILES[name]
-    return FileResponse(path, media_type=_TYPES[path.suffix], headers=_HEADERS)
+    return FileResponse(path, media_type=_TYPES[path.suffix], headers=HEADERS)
