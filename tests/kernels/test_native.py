@@ -94,7 +94,7 @@ def test_parity_on_lesser_machines(flag, tmp_path):
         from test_native import _check, build, decode_specs, prefill_specs, DECODE, PREFILL
         jax.config.update("jax_compilation_cache_dir", sys.argv[2])
         build._FLAGS += (sys.argv[3],)
-        for case in (*DECODE[1:4], DECODE[8], *DECODE[-4:], *PREFILL[2:5], PREFILL[10], *PREFILL[-4:]):
+        for case in (*DECODE[1:3], DECODE[8], *DECODE[-2:], *PREFILL[3:5], PREFILL[10], *PREFILL[-3:]):
             _check(case)
     """
     _python(code, Path(__file__).parent, tmp_path, flag)
