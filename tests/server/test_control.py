@@ -160,3 +160,4 @@ NOT_IMPLEMENTED = """
 async def test_what_is_not_implemented_says_so(client, path: str):
     response = await client.post(path, json={})
     assert (response.status_code, response.json()["error"]["code"]) == (501, "not_implemented")
+    assert response.headers["x-should-retry"] == "false"

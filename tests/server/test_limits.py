@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import httpx
+import openai
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -130,6 +131,15 @@ async def test_time_is_up(engine: FakeEngine, path: str):
     assert (response.status_code, response.headers["x-should-retry"]) == (504, "false")
     assert "longer" in _error(path, response.json())
     assert engine.aborted == [request.rid for request in engine.submitted]
+
+
+async def test_openais_client_does_not_send_a_late_request_again(engine: FakeEngine):
+    engine.stuck = True
+    async with _client(_app(engine, request_timeout_s=0.2)) as client:
+        api = openai.AsyncOpenAI(base_url="http://test/v1", api_key="-", max_retries=2, http_client=client)  # type: ignore[arg-type]
+        with pytest.raises(openai.InternalServerError, match="longer"):
+            await api.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+    assert len(engine.submitted) == 1
 
 
 @pytest.mark.parametrize("path", CALLS)
