@@ -16,6 +16,7 @@ from sgjax_server.chat.turn import (
     ToolArguments,
     ToolCallStarted,
 )
+from sgjax_server.schemas.answers.anthropic import MessageUsage
 from sgjax_server.schemas.anthropic import MessagesRequest
 
 
@@ -124,12 +125,12 @@ def _stop_fields(
     return {"stop_reason": reason, "stop_sequence": sequence}
 
 
-def _usage(receipt: Receipt | None, num_reasoning_tokens: int) -> dict[str, Any]:
+def _usage(receipt: Receipt | None, num_reasoning_tokens: int) -> MessageUsage:
     """Anthropic counts prompt tokens that were read from the cache apart from the others, and those written too."""
     receipt = receipt or Receipt()
     return {
         "input_tokens": receipt.prompt_tokens - receipt.cached_tokens,
-        **_NOTHING_CACHED,
+        "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": receipt.cached_tokens,
         "output_tokens": receipt.completion_tokens,
         "output_tokens_details": {"thinking_tokens": num_reasoning_tokens},

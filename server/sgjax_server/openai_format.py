@@ -7,10 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sgjax.types import FinishReason, GenerateOutput, Receipt, TokenLogprobs
+from sgjax_server.schemas.answers.openai import (
+    ChatLogprobs,
+    ChatToken,
+    Costing,
+    Ending,
+    LikelyToken,
+    OpenAIUsage,
+    TextLogprobs,
+)
 from sgjax_server.tokens import TokenTexts
 
 
-def finish_fields(finish: FinishReason | None, *, has_calls: bool = False) -> dict[str, Any]:
+def finish_fields(finish: FinishReason | None, *, has_calls: bool = False) -> Ending:
     """A choice's `finish_reason` and SGLang's `matched_stop`. `has_calls`: the model waits for the results of tools.
 
     An answer that was ended on the way is incomplete, which OpenAI's clients know as "length"; many of them refuse a
@@ -24,7 +33,7 @@ def finish_fields(finish: FinishReason | None, *, has_calls: bool = False) -> di
     return {"finish_reason": reason, "matched_stop": finish.matched}
 
 
-def receipt_fields(receipt: Receipt | None, *, wanted: bool) -> dict[str, Any]:
+def receipt_fields(receipt: Receipt | None, *, wanted: bool) -> Costing:
     """What a choice says of its cost where the request has `return_receipt`; a stream's last chunk of the choice."""
     return {"sgjax": {"receipt": receipt}} if wanted and receipt is not None else {}
 
@@ -54,8 +63,8 @@ class Usage:
         if num_reasoning_tokens is not None:
             self._reasoning = (self._reasoning or 0) + num_reasoning_tokens
 
-    def as_dict(self) -> dict[str, Any]:
-        usage: dict[str, Any] = {
+    def as_dict(self) -> OpenAIUsage:
+        usage: OpenAIUsage = {
             "prompt_tokens": self._prompt,
             "completion_tokens": self._completion,
             "total_tokens": self._prompt + self._completion,
@@ -70,11 +79,11 @@ class Usage:
         return {"sglext": {"cached_tokens_details": {"device": self._cached}}} if wanted else {}
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprobs] | None, texts: TokenTexts) -> dict[str, Any] | None:
+def chat_logprobs(logprobs: Sequence[TokenLogprobs] | None, texts: TokenTexts) -> ChatLogprobs | None:
     """The `logprobs` of a chat choice."""
     if logprobs is None:
         return None
-    content = [
+    content: list[ChatToken] = [
         {
             **_chat_token(one.token_id, one.logprob, texts),
             "top_logprobs": [_chat_token(token_id, logprob, texts) for token_id, logprob in one.top],
@@ -84,7 +93,7 @@ def chat_logprobs(logprobs: Sequence[TokenLogprobs] | None, texts: TokenTexts) -
     return {"content": content, "refusal": None}
 
 
-def _chat_token(token_id: int, logprob: float | None, texts: TokenTexts) -> dict[str, Any]:
+def _chat_token(token_id: int, logprob: float | None, texts: TokenTexts) -> LikelyToken:
     return {"token": texts.text(token_id), "bytes": texts.utf8(token_id), "logprob": logprob}
 
 
@@ -95,7 +104,7 @@ class CompletionLogprobs:
         self._texts = texts
         self._offset = 0
 
-    def format(self, logprobs: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
+    def format(self, logprobs: Sequence[TokenLogprobs] | None) -> TextLogprobs | None:
         if logprobs is None:
             return None
         tokens = [self._texts.text(one.token_id) for one in logprobs]
@@ -108,11 +117,11 @@ class CompletionLogprobs:
             "top_logprobs": [self._alternatives(one) for one in logprobs],
         }
 
-    def _alternatives(self, one: TokenLogprobs) -> dict[str, float] | None:
+    def _alternatives(self, one: TokenLogprobs) -> dict[str, float | None] | None:
         """By text, best first; of tokens that read alike the best stands for all."""
         if one.logprob is None or not one.top:
             return None
-        found: dict[str, float] = {}
+        found: dict[str, float | None] = {}
         for token_id, logprob in one.top:
             found.setdefault(self._texts.text(token_id), logprob)
         found.setdefault(self._texts.text(one.token_id), one.logprob)

@@ -8,6 +8,7 @@ from sgjax.types import FinishReason, Receipt
 from sgjax_server.chat.events import Ended
 from sgjax_server.chat.turn import ChatTurn
 from sgjax_server.responses.conversation import Item
+from sgjax_server.schemas.answers.responses import ResponseUsage
 from sgjax_server.schemas.responses import ResponsesRequest
 
 Body = dict[str, Any]
@@ -75,7 +76,7 @@ def _status(finish: FinishReason) -> Body:
     return {"status": "failed", "error": {"code": "server_error", "message": f"the answer was ended: {message}"}}
 
 
-def _usage(receipt: Receipt, num_reasoning_tokens: int) -> Body:
+def _usage(receipt: Receipt, num_reasoning_tokens: int) -> ResponseUsage:
     return {
         "input_tokens": receipt.prompt_tokens,
         "input_tokens_details": {

@@ -25,7 +25,13 @@ from sgjax_server.chat.turn import (
 )
 from sgjax_server.openai_format import Usage, chat_logprobs, finish_fields, receipt_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
-from sgjax_server.schemas.answers.openai import ChatCompletion, ChatCompletionChunk
+from sgjax_server.schemas.answers.openai import (
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatMessage,
+    ChatToolCall,
+)
 from sgjax_server.schemas.common import namespace
 from sgjax_server.schemas.openai import ChatCompletionRequest
 from sgjax_server.tokens import TokenTexts
@@ -47,10 +53,7 @@ async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> 
     for answer in answers:
         if answer.receipt is not None:
             usage.add(answer.index, answer.receipt, answer.num_reasoning_tokens)
-    choices = [
-        _choice(answer, context.token_texts) | receipt_fields(answer.receipt, wanted=body.return_receipt)
-        for answer in answers
-    ]
+    choices = [_choice(answer, context, with_receipt=body.return_receipt) for answer in answers]
     sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
     head["object"] = "chat.completion"
     return json_response({**head, "choices": choices, "usage": usage.as_dict(), **sglext})
@@ -74,9 +77,9 @@ def _turn(body: ChatCompletionRequest, context: Context) -> ChatTurn:
     )
 
 
-def _choice(answer: ChatAnswer, texts: TokenTexts) -> dict[str, Any]:
+def _choice(answer: ChatAnswer, context: Context, *, with_receipt: bool) -> ChatChoice:
     calls = answer.tool_calls
-    message = {
+    message: ChatMessage = {
         "role": "assistant",
         "content": answer.text or (None if calls else ""),
         "refusal": None,
@@ -87,12 +90,13 @@ def _choice(answer: ChatAnswer, texts: TokenTexts) -> dict[str, Any]:
     return {
         "index": answer.index,
         "message": message,
-        "logprobs": chat_logprobs(answer.logprobs, texts),
+        "logprobs": chat_logprobs(answer.logprobs, context.token_texts),
         **finish_fields(answer.finish, has_calls=bool(calls)),
+        **receipt_fields(answer.receipt, wanted=with_receipt),
     }
 
 
-def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
+def _call(id: str, name: str, arguments: str) -> ChatToolCall:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 

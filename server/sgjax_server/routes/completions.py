@@ -16,7 +16,7 @@ from sgjax_server import sse
 from sgjax_server.calls import Call, encode, fields_named, finished, started
 from sgjax_server.openai_format import CompletionLogprobs, Usage, finish_fields, receipt_fields
 from sgjax_server.routes.context import Context, ContextDep, json_response
-from sgjax_server.schemas.answers.openai import Completion, CompletionChunk
+from sgjax_server.schemas.answers.openai import Completion, CompletionChunk, TextChoice
 from sgjax_server.schemas.common import namespace
 from sgjax_server.schemas.openai import CompletionRequest
 
@@ -89,7 +89,7 @@ def _likeliest(samples: Sequence[GenerateOutput], count: int) -> list[GenerateOu
     return sorted(samples, key=mean_logprob, reverse=True)[:count]
 
 
-def _choice(sample: GenerateOutput, echo: str, index: int, body: CompletionRequest, context: Context) -> dict[str, Any]:
+def _choice(sample: GenerateOutput, echo: str, index: int, body: CompletionRequest, context: Context) -> TextChoice:
     wanted = body.logprobs is not None
     logprobs = _joined(sample.input_logprobs, sample.output_logprobs) if wanted else None
     return {

@@ -7,20 +7,26 @@ from typing import Literal, NotRequired, TypedDict
 from sgjax.types import Receipt
 
 
-class Choice(TypedDict):
-    """What every choice says of its end. `finish_message`: why it was ended on the way."""
+class Ending(TypedDict):
+    """Why a choice has ended, if it has. `finish_message`: why it was ended on the way."""
 
-    index: int
     finish_reason: Literal["stop", "length", "tool_calls"] | None
     matched_stop: NotRequired[int | str | None]
     finish_message: NotRequired[str | None]
-    sgjax: NotRequired[Cost]
 
 
 class Cost(TypedDict):
     """With `return_receipt`."""
 
     receipt: Receipt
+
+
+class Costing(TypedDict):
+    sgjax: NotRequired[Cost]
+
+
+class Choice(Ending, Costing):
+    index: int
 
 
 class PromptTokensDetails(TypedDict):
