@@ -17,6 +17,12 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
 SchedulePolicy = Literal["lpm", "fcfs", "priority"]
 
 
+_COUNTS = (
+    *("context_length", "max_total_tokens", "max_running_requests", "max_queued_requests", "max_tokens_in_flight"),
+    "chunked_prefill_size",
+)
+
+
 class ConfigError(ValueError):
     """A setting that is refused; `field` names it."""
 
@@ -53,6 +59,9 @@ class EngineConfig:
 
     max_running_requests: int | None = setting(None, "Sequences decoding at once; default 64 on a CPU, 256 on a GPU")
     max_queued_requests: int = setting(8192, "Waiting samples of requests before new ones are refused")
+    max_tokens_in_flight: int | None = setting(
+        None, "Tokens that live requests may come to before new ones are refused; default: no limit"
+    )
     chunked_prefill_size: int | None = setting(
         None, "Prompt tokens in one prefill step, between two decode steps; default 1024 on a CPU, 8192 on a GPU"
     )
@@ -69,12 +78,10 @@ class EngineConfig:
         size = self.page_size
         if size not in (16, 32, 64, 128):
             raise ConfigError("page_size", f"must be 16, 32, 64 or 128, not {size}")
-        for name in ("context_length", "max_total_tokens", "max_running_requests", "chunked_prefill_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, f"must be at least 1, not {value}")
-        if self.max_queued_requests < 1:
-            raise ConfigError("max_queued_requests", f"must be at least 1, not {self.max_queued_requests}")
         for name in ("random_seed", "schedule_aging_s"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"must not be negative, not {getattr(self, name)}")

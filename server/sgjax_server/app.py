@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -17,7 +16,6 @@ from sgjax_server.config import ServerConfig
 from sgjax_server.docs_page import docs_page
 from sgjax_server.errors import add_error_handlers
 from sgjax_server.host import EngineHost
-from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.live_feed import LiveFeed
 from sgjax_server.middleware.http_metrics import HttpMetrics
 from sgjax_server.middleware.request_log import RequestLog
@@ -51,6 +49,7 @@ from sgjax_server.routes import (
     unserved,
 )
 from sgjax_server.sessions import SessionStore
+from sgjax_server.shared import Shared
 from sgjax_server.tracing import start_tracing
 
 _ROUTES = (
@@ -62,21 +61,29 @@ _ROUTES = (
 )
 
 
-def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
+def create_app(host: EngineHost, config: ServerConfig, shared: Shared | None = None) -> FastAPI:
     """The ASGI application. Routes that need the engine answer 503 until `host` has it.
 
     The engine is closed when the application shuts down.
+
+    Args:
+      shared: with other processes that serve the same clients; None where there are none.
     """
+    shared = shared or Shared.alone()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         host.close()
+        for work in (background := list(app.state.background)):
+            work.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        shared.database.close()
         if traces is not None:
             await asyncio.to_thread(traces.shutdown)
 
     request_log = RequestLog(config.log_requests)
-    http_metrics = HttpMetrics()
+    http_metrics = HttpMetrics(shared.metrics_folder)
     traces = None if config.otlp_endpoint is None else start_tracing(config.otlp_endpoint)
     app = FastAPI(
         title="sgjax",
@@ -89,17 +96,25 @@ def create_app(host: EngineHost, config: ServerConfig) -> FastAPI:
     app.state.config = config
     app.state.request_log = request_log
     app.state.http_metrics = http_metrics
-    app.state.in_flight = TokensInFlight(config.max_tokens_in_flight)
-    app.state.programs = ProgramPool(config.max_running_programs, app.state.in_flight)
+    app.state.programs = ProgramPool(config.max_running_programs)
     app.state.model_format = functools.cache(lambda: ModelFormat.of(host.engine.tokenizer, config))
+    app.state.shared = shared
     app.state.sessions = SessionStore(
-        max_sessions=config.max_sessions, max_tokens=config.max_session_tokens, idle_s=config.session_timeout_s
+        shared.database,
+        shared.worker,
+        max_sessions=config.max_sessions,
+        max_tokens=config.max_session_tokens,
+        idle_s=config.session_timeout_s,
     )
     app.state.live = LiveFeed(host)
     app.state.responses = ResponseStore(
-        max_responses=config.max_stored_responses, max_bytes=config.max_stored_response_bytes
+        shared.database,
+        shared.worker,
+        max_responses=config.max_stored_responses,
+        max_bytes=config.max_stored_response_bytes,
     )
-    app.state.started_s = int(time.time())
+    app.state.background = set()
+    app.state.started_s = shared.started_s
     add_error_handlers(app)
     for module in _ROUTES:
         app.include_router(module.router)

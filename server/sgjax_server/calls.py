@@ -55,7 +55,7 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
 
 
 class Call:
-    """The engine requests of one HTTP call, which its record counts and the limit of tokens in flight.
+    """The engine requests of one HTTP call, which its record counts.
 
     Whoever makes a Call must `close` it in the end, which aborts what has not finished.
 
@@ -67,19 +67,17 @@ class Call:
         self.requests = requests
         self._engine = engine = context.engine
         self._record = context.record
-        self._in_flight = context.in_flight
         self._num_running = {request.rid: request.sampling.n for request in requests}
         self._handles = []
         if len(self._num_running) < len(requests):
             raise RequestError("rid", "the ids of a batch must differ")
-        self._num_tokens = self._in_flight.take(requests, engine.info.context_length)
+        engine.info.check_in_flight(requests)
         try:
             for request in requests:
                 self._handles.append(engine.submit(request))
         except BaseException:
             for request in requests[: len(self._handles)]:
                 engine.abort(request.rid)
-            self._in_flight.give_back(self._num_tokens)
             raise
         self._record.begin(requests)
 
@@ -102,8 +100,6 @@ class Call:
             if num_running:
                 self._engine.abort(rid)
         self._num_running.clear()
-        self._in_flight.give_back(self._num_tokens)
-        self._num_tokens = 0
 
     async def collect(self) -> list[list[GenerateOutput]]:
         """The finished samples of each request, in order."""

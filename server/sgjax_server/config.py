@@ -32,7 +32,7 @@ def _secret(variable: str, help: str) -> Any:
 
 
 _COUNTS = (
-    *("stream_interval", "max_request_bytes", "max_tokens_in_flight", "max_running_programs"),
+    *("stream_interval", "max_request_bytes", "max_running_programs"),
     *("max_sessions", "max_session_tokens", "max_stored_responses", "max_stored_response_bytes"),
     *("http_workers", "drain_timeout"),
 )
@@ -64,14 +64,11 @@ class ServerConfig:
     max_request_bytes: int = setting(32 * 2**20, "Longest body of a request, in bytes")
     request_body_timeout_s: float = setting(60.0, "Seconds until a request's headers, and then its body, must be here")
     request_timeout_s: float | None = setting(None, "Seconds until an unfinished request is ended; default: never")
-    max_tokens_in_flight: int | None = setting(
-        None, "Tokens that live requests of an HTTP process may come to, before new ones are refused; default: no limit"
-    )
     tool_call_parser: ToolCallParser = setting(
         "auto", "How the model writes calls of tools; auto looks at its template"
     )
     reasoning_parser: ReasoningParser = setting("auto", "How the model writes reasoning; auto looks at its template")
-    max_running_programs: int = setting(128, "Programs at work at once before /run_program refuses more")
+    max_running_programs: int = setting(128, "Programs at work in an HTTP process before /run_program refuses more")
     max_sessions: int = setting(256, "Sessions kept open; beyond, those used least recently are forgotten")
     max_session_tokens: int = setting(2**24, "Tokens that all sessions may hold together, 4 bytes each")
     session_timeout_s: float = setting(3600.0, "Seconds that an unused session is kept, unless it says another time")

@@ -61,8 +61,8 @@ class ServedEngine(Protocol):
         """`stats` without waiting for the step at work; its parts may be of different moments."""
         ...
 
-    async def metrics(self) -> str:
-        """The engine's page for Prometheus. Does not wait for the step at work."""
+    async def metrics(self, model_name: str) -> str:
+        """The engine's page for Prometheus, with the model's name as a label. Does not wait for the step at work."""
         ...
 
     async def live(self, max_nodes: int) -> LiveSnapshot:

@@ -42,8 +42,8 @@ class LocalEngine:
     async def stats_now(self) -> EngineStats:
         return self._engine.stats_now()
 
-    async def metrics(self) -> str:
-        return self._engine.metrics()
+    async def metrics(self, model_name: str) -> str:
+        return self._engine.metrics(model_name)
 
     async def live(self, max_nodes: int) -> LiveSnapshot:
         return await asyncio.to_thread(self._engine.live, max_nodes)

@@ -7,13 +7,19 @@ the computed part as it does for every request.
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 import time
 import uuid
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from sgjax.types import RequestError
+from sgjax_server.database import transaction
 from sgjax_server.errors import ApiError
+
+# Of a session: none of its requests is at work.
+_RESTS = "id NOT IN (SELECT session FROM session_requests WHERE owner IS NOT NULL)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,134 +35,207 @@ class Continuation:
     drop_previous_output: bool = False
 
 
-@dataclasses.dataclass(eq=False)
-class _Node:
-    """A request: its whole prompt, and its output when it has ended."""
+class _Base(NamedTuple):
+    """The request that another continues; `owner` is who generates it, None when it has ended."""
 
+    id: int
     rid: str
-    parent: _Node | None
-    input_ids: array[int]
-    output_ids: array[int] | None = None
-    children: list[_Node] = dataclasses.field(default_factory=list)
-
-    def descendants(self) -> list[_Node]:
-        found = list(self.children)
-        for node in found:  # which grows meanwhile
-            found += node.children
-        return found
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.input_ids) + len(self.output_ids or ())
+    owner: int | None
 
 
-class Session:
-    """One session's requests.
+class SessionStore:
+    """The open sessions.
 
     Args:
-      is_linear: requests only append to the last one, which alone is kept; SGLang calls this streaming.
-      idle_s: the session may be forgotten after this time without a request.
-      max_tokens: what its requests, each with the whole of its prompt, may hold together.
+      worker: the number of this HTTP process.
+      max_sessions, max_tokens: bounds over all; beyond them the sessions used least recently are forgotten. A request
+        counts with the whole of its prompt.
+      idle_s: how long a session is kept unused when it does not say.
     """
 
-    def __init__(self, id: str, *, is_linear: bool, idle_s: float, max_tokens: int):
-        self.id = id
-        self.num_tokens = 0
-        self._is_linear = is_linear
+    def __init__(self, database: sqlite3.Connection, worker: int, *, max_sessions: int, max_tokens: int, idle_s: float):
+        self._database = database
+        self._worker = worker
+        self._max_sessions = max_sessions
         self._max_tokens = max_tokens
         self._idle_s = idle_s
-        self._nodes: dict[str, _Node] = {}
-        self._used_s = time.monotonic()
 
-    @property
-    def is_running(self) -> bool:
-        return any(node.output_ids is None for node in self._nodes.values())
+    def open(self, id: str | None, *, is_linear: bool, idle_s: float | None) -> str:
+        """Opens a session; gives its id.
 
-    @property
-    def is_idle(self) -> bool:
-        return not self.is_running and time.monotonic() - self._used_s > self._idle_s
-
-    def prompt(self, how: Continuation, new_ids: Sequence[int], bos_token_id: int | None) -> list[int]:
-        """The whole prompt of a request that brings `new_ids`.
+        Args:
+          is_linear: requests only append to the last one, which alone is kept; SGLang calls this streaming.
+          idle_s: the session may be forgotten after this time without a request.
 
         Raises:
-          RequestError: `how` names a request that the session has not, or that has not ended; the session is full.
+          RequestError: the id is in use. ApiError: 429, there are too many, and all of them are at work.
         """
-        base = self._base(how)
-        before = array("i")
-        if base is not None:
-            before = base.input_ids if how.drop_previous_output else base.input_ids + (base.output_ids or before)
-            if how.offset:
-                before = before[: how.offset]
-            if new_ids and new_ids[0] == bos_token_id:  # it begins a text, and this one has begun
-                new_ids = new_ids[1:]
-        num_tokens = self.num_tokens + len(before) + len(new_ids)
+        with transaction(self._database):
+            self._forget_idle()
+            if id is not None and self._one("SELECT 1 FROM sessions WHERE id = ?", id) is not None:
+                raise RequestError("session_id", f"the session {id!r} is open already")
+            id = id or uuid.uuid4().hex
+            self._make_room(num_sessions=1)
+            if self._one("SELECT count(*) FROM sessions")[0] >= self._max_sessions:
+                raise ApiError(429, f"{self._max_sessions} sessions are at work, the limit", code="too_many_sessions")
+            self._database.execute(
+                "INSERT INTO sessions (id, is_linear, idle_s, used_s) VALUES (?, ?, ?, ?)",
+                (id, is_linear, self._idle_s if idle_s is None else idle_s, time.monotonic()),
+            )
+        return id
+
+    def prompt(self, id: str, how: Continuation, new_ids: Sequence[int], bos_token_id: int | None) -> list[int]:
+        """The whole prompt of a session's request that brings `new_ids`.
+
+        Raises:
+          RequestError: there is no such session; `how` names a request that it has not, or that has not ended; it is
+            full.
+        """
+        with transaction(self._database):
+            base = self._base(id, how)
+            self._make_room(keep=id)
+            before = array("i")
+            if base is not None:
+                before = self._tokens(base, with_output=not how.drop_previous_output)
+                if how.offset:
+                    before = before[: how.offset]
+                if new_ids and new_ids[0] == bos_token_id:  # it begins a text, and this one has begun
+                    new_ids = new_ids[1:]
+            num_tokens = self.num_tokens(id) + len(before) + len(new_ids)
         if num_tokens > self._max_tokens:
             raise RequestError("session_params", f"the session would hold {num_tokens} tokens of {self._max_tokens}")
         return [*before, *new_ids]
 
     def begin(
-        self, rid: str, how: Continuation, input_ids: Sequence[int], abort: Callable[[str], object]
+        self, id: str, rid: str, how: Continuation, input_ids: Sequence[int], abort: Callable[[str], object]
     ) -> SessionTurn:
-        """Records a request that has been submitted, and aborts those in whose place it comes."""
-        self._used_s = time.monotonic()
-        base = self._base(how)
-        if how.replace:
-            gone = list(self._nodes.values()) if base is None else base.descendants()
-            for node in [*gone, base]:
-                if node is not None and node.output_ids is None:
-                    abort(node.rid)
-            for node in gone:
-                self._remove(node)
-        self._add(_Node(rid, base, array("i", input_ids)))
-        return SessionTurn(self, rid)
+        """Records a request that has been submitted, and aborts those in whose place it comes. Raises as `prompt`."""
+        replaced: list[_Base] = []
+        with transaction(self._database):
+            base = self._base(id, how)
+            if how.replace:
+                replaced = self._after(id, base)
+                self._remove(replaced)
+            if (same := self._request(id, rid)) is not None:
+                self._remove([same, *self._after(id, same)])
+            cursor = self._database.execute(
+                "INSERT INTO session_requests (session, rid, parent, num_tokens, owner, input_ids) "
+                "VALUES (?, ?, (SELECT id FROM session_requests WHERE id = ?), ?, ?, ?)",
+                (id, rid, base and base.id, len(input_ids), self._worker, array("i", input_ids).tobytes()),
+            )
+        if how.replace and base is not None:
+            replaced.append(base)
+        for request in replaced:
+            if request.owner is not None:
+                abort(request.rid)
+        assert cursor.lastrowid is not None
+        return SessionTurn(self, cursor.lastrowid)
 
-    def end(self, rid: str, output_ids: Sequence[int]) -> None:
-        """Records a request's output: what it may be continued from."""
-        self._used_s = time.monotonic()
-        node = self._nodes.get(rid)
-        if node is None or node.output_ids is not None:  # it has been replaced
-            return
-        node.output_ids = array("i", output_ids)
-        self.num_tokens += len(output_ids)
-        if self._is_linear:
-            for other in [other for other in self._nodes.values() if other is not node]:
-                self._remove(other)
-            node.parent = None
+    def end(self, request: int, output_ids: Sequence[int]) -> None:
+        """Records a request's output: what it may be continued from. Nothing, where it has been replaced."""
+        with transaction(self._database):
+            row = self._one(
+                "UPDATE session_requests SET owner = NULL, output_ids = ?, num_tokens = num_tokens + ? "
+                "WHERE id = ? AND owner IS NOT NULL RETURNING session",
+                array("i", output_ids).tobytes(),
+                len(output_ids),
+                request,
+            )
+            if row is None:
+                return
+            if self._use(*row):
+                self._database.execute("DELETE FROM session_requests WHERE session = ? AND id != ?", (*row, request))
 
-    def _base(self, how: Continuation) -> _Node | None:
-        if self._is_linear:
-            return self._last(how)
+    def close(self, id: str) -> None:
+        """Forgets a session; its running requests go on, for their clients. Raises RequestError: there is none."""
+        if not self._database.execute("DELETE FROM sessions WHERE id = ?", (id,)).rowcount:
+            raise RequestError("session_id", f"the session {id!r} is not open")
+
+    def num_tokens(self, id: str) -> int:
+        """What a session's requests hold together."""
+        return self._one("SELECT num_tokens FROM sessions WHERE id = ?", id)[0]
+
+    # --- requests, within a transaction -----------------------------------------------------------------------
+
+    def _base(self, id: str, how: Continuation) -> _Base | None:
+        """What a request continues, in a session that counts as used."""
+        self._forget_idle()
+        if self._use(id):
+            return self._last(id, how)
         if how.rid is None:
             return None
-        base = self._nodes.get(how.rid)
+        base = self._request(id, how.rid)
         if base is None:
             raise RequestError("session_params", f"the session has no request {how.rid!r}")
-        if base.output_ids is None and not how.replace:
+        if base.owner is not None and not how.replace:
             raise RequestError("session_params", f"the request {how.rid!r} has not ended, so nothing can follow it")
         return base
 
-    def _last(self, how: Continuation) -> _Node | None:
+    def _use(self, id: str) -> bool:
+        """Notes that a session is used now. Whether it is linear."""
+        session = self._one("UPDATE sessions SET used_s = ? WHERE id = ? RETURNING is_linear", time.monotonic(), id)
+        if session is None:
+            raise RequestError("session_params", f"the session {id!r} is not open: it was closed, or forgotten")
+        return bool(session[0])
+
+    def _last(self, id: str, how: Continuation) -> _Base | None:
         if how.replace or how.offset or how.drop_previous_output:
             raise RequestError("session_params", "a streaming session only appends")
-        if self.is_running:
+        requests = self._requests("SELECT id, rid, owner FROM session_requests WHERE session = ?", id)
+        if any(request.owner is not None for request in requests):
             raise RequestError("session_params", "the streaming session has a request that has not ended")
-        return next(iter(self._nodes.values()), None)
+        return requests[0] if requests else None
 
-    def _add(self, node: _Node) -> None:
-        if (same := self._nodes.get(node.rid)) is not None:
-            for old in [same, *same.descendants()]:
-                self._remove(old)
-        self._nodes[node.rid] = node
-        self.num_tokens += node.num_tokens
-        if node.parent is not None:
-            node.parent.children.append(node)
+    def _request(self, id: str, rid: str) -> _Base | None:
+        found = self._requests("SELECT id, rid, owner FROM session_requests WHERE session = ? AND rid = ?", id, rid)
+        return found[0] if found else None
 
-    def _remove(self, node: _Node) -> None:
-        if self._nodes.pop(node.rid, None) is not None:
-            self.num_tokens -= node.num_tokens
-        if node.parent is not None and node in node.parent.children:
-            node.parent.children.remove(node)
+    def _after(self, id: str, base: _Base | None) -> list[_Base]:
+        """All that follow a request, or all of the session."""
+        if base is None:
+            return self._requests("SELECT id, rid, owner FROM session_requests WHERE session = ?", id)
+        return self._requests(
+            "WITH RECURSIVE after (id) AS (SELECT id FROM session_requests WHERE parent = ? UNION ALL "
+            "SELECT r.id FROM session_requests r JOIN after ON r.parent = after.id) "
+            "SELECT id, rid, owner FROM session_requests WHERE id IN after",
+            base.id,
+        )
+
+    def _tokens(self, base: _Base, *, with_output: bool) -> array[int]:
+        input_ids, output_ids = self._one("SELECT input_ids, output_ids FROM session_requests WHERE id = ?", base.id)
+        tokens = array("i", input_ids)
+        if with_output and output_ids is not None:
+            tokens.frombytes(output_ids)
+        return tokens
+
+    def _remove(self, requests: Sequence[_Base]) -> None:
+        self._database.executemany("DELETE FROM session_requests WHERE id = ?", [(one.id,) for one in requests])
+
+    # --- bounds -----------------------------------------------------------------------------------------------
+
+    def _forget_idle(self) -> None:
+        self._database.execute(f"DELETE FROM sessions WHERE used_s + idle_s < ? AND {_RESTS}", (time.monotonic(),))
+
+    def _make_room(self, num_sessions: int = 0, keep: str | None = None) -> None:
+        """Forgets sessions, the least recently used first, until the bounds hold for `num_sessions` more."""
+        count, num_tokens = self._one("SELECT count(*), coalesce(sum(num_tokens), 0) FROM sessions")
+        while count + num_sessions > self._max_sessions or num_tokens > self._max_tokens:
+            oldest = self._one(
+                f"SELECT id, num_tokens FROM sessions WHERE id IS NOT ? AND {_RESTS} ORDER BY used_s LIMIT 1", keep
+            )
+            if oldest is None:
+                return
+            count -= 1
+            num_tokens -= oldest[1]
+            self.close(oldest[0])
+
+    def _one(self, query: str, *values: object) -> Any:
+        """The first row of a query, or None."""
+        rows = self._database.execute(query, values).fetchall()  # all of them, since the statement would stay open
+        return rows[0] if rows else None
+
+    def _requests(self, query: str, *values: object) -> list[_Base]:
+        return [_Base(*row) for row in self._database.execute(query, values)]
 
 
 class SessionTurn:
@@ -166,83 +245,11 @@ class SessionTurn:
       output_ids: what has been generated so far, to be kept up to date.
     """
 
-    def __init__(self, session: Session, rid: str):
+    def __init__(self, store: SessionStore, request: int):
         self.output_ids: Sequence[int] = ()
-        self._session = session
-        self._rid = rid
+        self._store = store
+        self._request = request
 
     def close(self) -> None:
         """The request has ended, in whatever way: it may be continued from here."""
-        self._session.end(self._rid, self.output_ids)
-
-
-class SessionStore:
-    """The open sessions of this process, the one used last at the end.
-
-    Args:
-      max_sessions, max_tokens: bounds over all; beyond them the sessions used least recently are forgotten.
-      idle_s: how long a session is kept unused when it does not say.
-    """
-
-    def __init__(self, *, max_sessions: int, max_tokens: int, idle_s: float):
-        self._max_sessions = max_sessions
-        self._max_tokens = max_tokens
-        self._idle_s = idle_s
-        self._sessions: dict[str, Session] = {}
-
-    def open(self, id: str | None, *, is_linear: bool, idle_s: float | None) -> str:
-        """Opens a session; gives its id.
-
-        Raises:
-          RequestError: the id is in use. ApiError: 429, there are too many, and all of them are at work.
-        """
-        self._forget_idle()
-        if id is not None and id in self._sessions:
-            raise RequestError("session_id", f"the session {id!r} is open already")
-        id = id or uuid.uuid4().hex
-        self._make_room(num_sessions=1)
-        if len(self._sessions) >= self._max_sessions:
-            raise ApiError(429, f"{self._max_sessions} sessions are at work, the limit", code="too_many_sessions")
-        self._sessions[id] = Session(
-            id,
-            is_linear=is_linear,
-            idle_s=self._idle_s if idle_s is None else idle_s,
-            max_tokens=self._max_tokens,
-        )
-        return id
-
-    def get(self, id: str) -> Session:
-        """An open session, which counts as used.
-
-        Raises:
-          RequestError: there is none of this id.
-        """
-        self._forget_idle()
-        session = self._sessions.pop(id, None)
-        if session is None:
-            raise RequestError(
-                "session_params",
-                f"the session {id!r} is not open here: it was closed or forgotten, or another HTTP worker has it",
-            )
-        self._sessions[id] = session
-        self._make_room(keep=session)
-        return session
-
-    def close(self, id: str) -> None:
-        """Forgets a session; its running requests go on, for their clients."""
-        if self._sessions.pop(id, None) is None:
-            raise RequestError("session_id", f"the session {id!r} is not open here")
-
-    def _forget_idle(self) -> None:
-        for session in [session for session in self._sessions.values() if session.is_idle]:
-            del self._sessions[session.id]
-
-    def _make_room(self, num_sessions: int = 0, keep: Session | None = None) -> None:
-        """Forgets sessions, the least recently used first, until the bounds hold for `num_sessions` more."""
-        num_tokens = sum(session.num_tokens for session in self._sessions.values())
-        for session in list(self._sessions.values()):
-            if len(self._sessions) + num_sessions <= self._max_sessions and num_tokens <= self._max_tokens:
-                return
-            if session is not keep and not session.is_running:
-                num_tokens -= session.num_tokens
-                del self._sessions[session.id]
+        self._store.end(self._request, self.output_ids)

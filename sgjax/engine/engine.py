@@ -64,12 +64,12 @@ class Engine(TokenEngine):
         Inside a running event loop the handle is for `async for`, elsewhere for `for`.
 
         Args:
-          bounded: refuse when `max_queued_requests` are waiting.
+          bounded: refuse when `max_queued_requests` are waiting, or `max_tokens_in_flight` would be exceeded.
 
         Raises:
           RequestError: the request could never run; names the field. A refused grammar is raised by the handle,
             since grammars are compiled after this returns.
-          QueueFull: too many are waiting.
+          QueueFull: too many are waiting, or in flight.
           EngineError: the engine has failed or is closed.
         """
         try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from sgjax.cache.manager import CacheStats
 from sgjax.cache.snapshot import TreeSnapshot
 from sgjax.config import EngineConfig
 from sgjax.engine.batch import SchedulerCounters
-from sgjax.types import Request
+from sgjax.types import Request, RequestError
 
 PauseMode = Literal["abort", "retract", "in_place"]
 """What becomes of running requests: ended, put back in the queue with their work in the cache, or held as they are."""
@@ -53,6 +54,20 @@ class EngineInfo:
         request.validate(
             vocab_size=self.vocab_size, context_length=self.context_length, max_total_tokens=self.max_total_tokens
         )
+
+    def most_tokens(self, request: Request) -> int:
+        """What a request counts as in flight: its prompt, and its outputs as long as they may become."""
+        num_prompt, most = len(request.input_ids), request.sampling.max_new_tokens
+        if most is None:
+            most = max(0, self.context_length - num_prompt)
+        return num_prompt + most * request.sampling.n
+
+    def check_in_flight(self, requests: Sequence[Request]) -> None:
+        """Raises RequestError for requests that together exceed what may be in flight, even alone."""
+        limit = self.config.max_tokens_in_flight
+        if limit is not None and (count := sum(map(self.most_tokens, requests))) > limit:
+            message = f"with the prompt, {count} tokens may be needed; the server has {limit} in flight at most"
+            raise RequestError("max_new_tokens", message)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from sgjax.engine.admission import LiveRequests
 from sgjax.engine.core import EngineCore
 from sgjax.engine.outputs import Refusal, Stop
 from sgjax.engine.sequence import Sequence
-from sgjax.errors import EngineError, QueueFull, RequestError
+from sgjax.errors import EngineError, RequestError
 from sgjax.grammar import Grammar
 from sgjax.types import FinishReason, Request, TokenEvent
 
@@ -47,26 +48,27 @@ class EngineLoop:
 
     Other threads never touch the core: they leave commands in the inbox, which run between two steps.
 
+    Args:
+      live: none yet; owned by this object from now on.
+
     Attributes:
       failure: what stopped the loop, when it was not `close`.
       weight_version: what receipts report.
       num_integrity_failures: how often the check when idle found pages or slots unaccounted for; a bug unless 0.
     """
 
-    def __init__(self, core: EngineCore, sink: EventSink, *, max_queued: int):
+    def __init__(self, core: EngineCore, sink: EventSink, live: LiveRequests):
         self.failure: Exception | None = None
         self.weight_version = "default"
         self.num_integrity_failures = 0
         self._core = core
         self._sink = sink
-        self._max_queued = max_queued
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._commands: collections.deque[Callable[[], None]] = collections.deque()  # taken from the inbox, not yet run
         self._wake = threading.Condition()
         self._closing = False
         self._paused = False
-        self._num_open: dict[str, int] = {}  # samples of each live request that have not ended
-        self._num_samples = 0  # the sum of these
+        self._live = live
         self._grammar_queue: dict[str, list[Sequence]] = {}
         self._checked = True
         self._thread = threading.Thread(target=self._run, name="sgjax-engine", daemon=True)
@@ -91,6 +93,7 @@ class EngineLoop:
         sequences: list[Sequence],
         register: Callable[[], None],
         *,
+        most_tokens: int,
         bounded: bool,
         grammar: Future[Grammar] | None = None,
         jump_forward: bool = True,
@@ -99,11 +102,12 @@ class EngineLoop:
 
         Args:
           register: called in the engine's thread before the request's first event.
+          most_tokens: what it counts as in flight.
           grammar: what its output must follow, perhaps still being compiled; until then it waits in the grammar queue.
 
         Raises:
           RequestError: the rid is in use, or there are more samples than the queue ever holds. QueueFull: too many wait
-            and `bounded`. EngineError: the engine is down.
+            or are in flight, and `bounded`. EngineError: the engine is down.
         """
 
         def start() -> None:
@@ -126,25 +130,16 @@ class EngineLoop:
 
         with self._wake:
             self._raise_if_down()
-            if request.rid in self._num_open:
+            if request.rid in self._live:
                 raise RequestError("rid", f"{request.rid!r} is in use by a live request")
             if bounded:
-                self._check_room(len(sequences))
-            self._num_open[request.rid] = len(sequences)
-            self._num_samples += len(sequences)
+                num_running = len(self._core.scheduler.running)
+                self._live.check_room(len(sequences), most_tokens, num_running=num_running)
+            self._live.add(request.rid, len(sequences), most_tokens)
             self._inbox.append(start)
             self._wake.notify()
         if grammar is not None:
             grammar.add_done_callback(constrain)
-
-    def _check_room(self, num_samples: int) -> None:
-        if num_samples > self._max_queued:
-            raise RequestError("n", f"{num_samples} samples are more than the queue ever holds, {self._max_queued}")
-        num_waiting = self._num_samples - len(self._core.scheduler.running)
-        if num_waiting + num_samples > self._max_queued:
-            raise QueueFull(
-                f"{num_waiting} samples are waiting, and {num_samples} more exceed {self._max_queued}, the limit"
-            )
 
     def _begin(self, rid: str, sequences: list[Sequence], refusal: RequestError | EngineError | None) -> None:
         """Out of the grammar queue: to the scheduler, or back to the caller."""
@@ -153,7 +148,7 @@ class EngineLoop:
         del self._grammar_queue[rid]
         if refusal is not None:
             with self._wake:
-                self._num_samples -= self._num_open.pop(rid)
+                self._live.remove(rid)
             self._sink.refused(rid, refusal)
             return
         for seq in sequences:
@@ -164,7 +159,7 @@ class EngineLoop:
         """Ends a request, or one sample of it, and frees its pages. False when the request is unknown or has ended."""
         why = reason or FinishReason("abort", message="aborted")
         with self._wake:
-            if rid not in self._num_open:
+            if rid not in self._live:
                 return False
             self._inbox.append(lambda: self._deliver(self._finish(rid, index, why)))
             self._wake.notify()
@@ -178,7 +173,7 @@ class EngineLoop:
 
     def abort_requests(self, rid: str | None) -> None:
         """Ends a request and those of a batch under this id (`rid_0`, ...), or all. To be called through `call`."""
-        for live in list(self._num_open):
+        for live in self._live:
             if rid is None or live == rid or _is_of_batch(live, rid):
                 self._deliver(self._finish(live, None, FinishReason("abort", message="aborted")))
 
@@ -239,7 +234,7 @@ class EngineLoop:
             self._closing = True
             self._commands.extend(self._inbox)
             self._inbox.clear()
-            self._num_open.clear()
+            self._live.clear()
         for command in self._commands:  # whoever waits for one of these must hear of the end too
             with contextlib.suppress(Exception):  # after a failure the core may be in any state
                 command()
@@ -282,10 +277,7 @@ class EngineLoop:
     def _count_ended(self, event: TokenEvent) -> None:
         if event.receipt is not None:
             event.receipt.weight_version = self.weight_version
-        self._num_samples -= 1
-        self._num_open[event.rid] -= 1
-        if not self._num_open[event.rid]:
-            del self._num_open[event.rid]
+        self._live.end_sample(event.rid)
 
 
 def _is_of_batch(rid: str, batch: str) -> bool:

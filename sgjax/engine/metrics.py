@@ -107,9 +107,9 @@ class EngineMetrics(EngineObserver):
 
     # --- the page ---------------------------------------------------------------------------------------------
 
-    def render(self, info: EngineInfo, stats: EngineStats) -> str:
-        """The page, in Prometheus' text format. Any thread may ask."""
-        return generate_latest(_Page(self, info, stats)).decode()
+    def render(self, info: EngineInfo, stats: EngineStats, model_name: str) -> str:
+        """The page, in Prometheus' text format; `model_name` is every sample's label. Any thread may ask."""
+        return generate_latest(_Page(self, info, stats, model_name)).decode()
 
     def histograms(self) -> dict[str, tuple[str, Mapping[str, Histogram]]]:
         """By name: what it measures, and the histogram of each kind ("" where there are no kinds)."""
@@ -164,8 +164,8 @@ class _Recent:
 class _Page(Collector):
     """One moment's metric families."""
 
-    def __init__(self, metrics: EngineMetrics, info: EngineInfo, stats: EngineStats):
-        self._metrics, self._info, self._stats = metrics, info, stats
+    def __init__(self, metrics: EngineMetrics, info: EngineInfo, stats: EngineStats, model_name: str):
+        self._metrics, self._info, self._stats, self._model_name = metrics, info, stats, model_name
 
     def collect(self) -> Iterator[Metric]:
         yield from self._gauges()
@@ -175,7 +175,7 @@ class _Page(Collector):
             labels = ("model_name",) if "" in by_kind else ("model_name", "kind")
             family = HistogramMetricFamily(PREFIX + name, help_text, labels=labels)
             for kind, histogram in by_kind.items():
-                histogram.add_to(family, (self._info.model_name, kind)[: len(labels)])
+                histogram.add_to(family, (self._model_name, kind)[: len(labels)])
             yield family
 
     def _gauges(self) -> Iterator[Metric]:
@@ -224,12 +224,12 @@ class _Page(Collector):
         ):
             family = CounterMetricFamily(PREFIX + name, help_text, labels=("model_name", label))
             for value, count in values.items():
-                family.add_metric((self._info.model_name, value), count)
+                family.add_metric((self._model_name, value), count)
             yield family
 
     def _family(
         self, kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, help_text: str, value: float
     ) -> Metric:
         family = kind(PREFIX + name, help_text, labels=("model_name",))
-        family.add_metric((self._info.model_name,), value)
+        family.add_metric((self._model_name,), value)
         return family

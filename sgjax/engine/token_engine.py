@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from sgjax.config import ConfigError
+from sgjax.engine.admission import LiveRequests
 from sgjax.engine.build import BuiltEngine
 from sgjax.engine.info import EngineStats, LiveSnapshot, PauseMode, StepReport
 from sgjax.engine.live import take_live_snapshot
@@ -44,7 +45,8 @@ class TokenEngine:
         self._eos_token_ids = built.tokenizer.eos_token_ids
         self._rng = np.random.default_rng(self.config.random_seed)
         self._weights_lock = threading.Lock()
-        self._loop = EngineLoop(built.core, sink, max_queued=self.config.max_queued_requests)
+        live = LiveRequests(max_queued=self.config.max_queued_requests, max_tokens=self.config.max_tokens_in_flight)
+        self._loop = EngineLoop(built.core, sink, live)
         # Also when nobody closes it: threads at work in native code while the interpreter ends would abort the process.
         # Registered after jax's own clean-up, and so run before it, which a finalizer's own hook would not be.
         self._shut_down = weakref.finalize(self, _shut_down, self._loop, built.grammars, built.core.runner)
@@ -57,21 +59,24 @@ class TokenEngine:
 
         Args:
           register: called in the engine's thread before the request's first event reaches the sink.
-          bounded: refuse when `max_queued_requests` are waiting.
+          bounded: refuse when `max_queued_requests` are waiting, or `max_tokens_in_flight` would be exceeded.
           arrival_s: when the client's request came, by `time.monotonic`; times of the receipt count from there.
 
         Raises:
           RequestError: the request could never run; names the field. A refused grammar is told to the sink, since
             grammars are compiled after this returns.
-          QueueFull: too many are waiting.
+          QueueFull: too many are waiting, or in flight.
           EngineError: the engine has failed or is closed.
         """
         self.info.validate(request)
+        if bounded:
+            self.info.check_in_flight([request])
         spec = request.sampling.grammar
         self._loop.submit(
             request,
             self._sequences(request, time.monotonic() if arrival_s is None else arrival_s),
             register,
+            most_tokens=self.info.most_tokens(request),
             bounded=bounded,
             grammar=None if spec is None else self._grammars.compile(spec),
             jump_forward=not self.config.disable_jump_forward,
@@ -131,9 +136,13 @@ class TokenEngine:
         """`stats` without waiting for the step at work; its parts may be of different moments."""
         return self._stats()
 
-    def metrics(self) -> str:
-        """The page for Prometheus. Does not wait for the step at work, so that it also tells of one that hangs."""
-        return self._metrics.render(self.info, self._stats())
+    def metrics(self, model_name: str | None = None) -> str:
+        """The page for Prometheus. Does not wait for the step at work, so that it also tells of one that hangs.
+
+        Args:
+          model_name: what the model is called on it; default: as in `info`.
+        """
+        return self._metrics.render(self.info, self._stats(), model_name or self.info.model_name)
 
     def live(self, max_nodes: int) -> LiveSnapshot:
         """What people look at, taken between two steps, with at most `max_nodes` nodes of the prefix tree."""

@@ -288,6 +288,27 @@ def test_queue_limit_counts_samples(make_engine):
     engine.submit(sgjax.Request(rid="e", input_ids=(1, 2), sampling=SamplingParams(n=3)))
 
 
+def test_tokens_in_flight_are_bounded_until_their_requests_end(make_engine):
+    engine = make_engine(max_tokens_in_flight=100)
+    sampling = SamplingParams(max_new_tokens=20, ignore_eos=True, n=2)
+
+    def submit(rid: str) -> sgjax.RequestHandle:
+        return engine.submit(sgjax.Request(rid=rid, input_ids=(1,) * 10, sampling=sampling))
+
+    engine.pause()
+    first, second = submit("first"), submit("second")
+    with pytest.raises(sgjax.QueueFull, match="100 tokens are in flight, and 50 more exceed 100"):
+        submit("third")
+    engine.resume()
+    list(first)
+    engine.abort("second")
+    list(second)
+    assert len(list(submit("third"))) >= 2
+    with pytest.raises(sgjax.RequestError, match="110 tokens may be needed"):
+        engine.submit(sgjax.Request(rid="r", input_ids=(1,) * 10, sampling=SamplingParams(max_new_tokens=100)))
+    engine.generate(input_ids=[1] * 10, sampling_params={"max_new_tokens": 100})  # a script's own are not bounded
+
+
 def test_close_tells_open_requests(make_engine):
     engine = make_engine()
     handle = engine.submit(

@@ -211,12 +211,12 @@ class FakeEngine:
     async def stats_now(self) -> EngineStats:
         return await self.stats()
 
-    async def metrics(self) -> str:
+    async def metrics(self, model_name: str) -> str:
         if self.hung:
             await asyncio.sleep(3600)
         if self.failure is not None:
             raise EngineError(str(self.failure))
-        return "# TYPE sgjax:num_running_reqs gauge\nsgjax:num_running_reqs 0.0\n"
+        return f'# TYPE sgjax:num_running_reqs gauge\nsgjax:num_running_reqs{{model_name="{model_name}"}} 0.0\n'
 
     async def live(self, max_nodes: int) -> LiveSnapshot:
         self.num_looks += 1

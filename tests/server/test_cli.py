@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import socket
 import subprocess
 import sys
 
@@ -38,22 +37,6 @@ def served(monkeypatch) -> list:
 def test_defaults_are_the_dataclasses(served):
     assert cli.main(["serve", "--port", "0"]) == 0
     assert served == [(EngineConfig(), ServerConfig(port=0))]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_warning_of_what_http_processes_do_not_share(monkeypatch, caplog, workers: int):
-    class NoSupervisor:
-        def __init__(self, *args, **options): ...
-
-        async def run(self) -> int:
-            return 0
-
-    monkeypatch.setattr(serve_command, "Supervisor", NoSupervisor)
-    monkeypatch.setattr(serve_command, "set_up_logging", lambda *_: None)
-    with socket.socket() as listener:
-        assert serve_command.serve(EngineConfig(), ServerConfig(http_workers=workers), listener) == 0
-    assert len(caplog.messages) == (workers > 1)
-    assert all("sessions and stored responses" in message for message in caplog.messages)
 
 
 def test_every_setting_has_a_flag(capsys):

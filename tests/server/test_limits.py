@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -16,12 +17,10 @@ from fastapi import FastAPI
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
-from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.web import uvicorn_options
 
-from sgjax.config import ConfigError
-from sgjax.sampling_params import SamplingParams
-from sgjax.types import FinishReason, OutputDelta, Receipt, Request, RequestError
+from sgjax.config import ConfigError, EngineConfig
+from sgjax.types import FinishReason, OutputDelta, Receipt, Request
 
 from .fakes import FakeEngine
 
@@ -63,64 +62,16 @@ async def test_full_queue(engine: FakeEngine, path: str, stream: bool):
     assert "queue" in _error(path, response.json())
 
 
-@pytest.mark.parametrize("path", CALLS)
-async def test_tokens_in_flight(engine: FakeEngine, path: str):
-    app = _app(engine, max_tokens_in_flight=50)
-    async with _client(app) as client:
-        engine.stuck = True
-        first = asyncio.create_task(client.post(path, json=CALLS[path]))
-        while not engine.submitted:
-            await asyncio.sleep(0)
-        others = [client.post(path, json=CALLS[path]) for _ in range(2)]
-        refused = [response for response in await _first_done(others) if response.status_code == 429]
-        assert refused
-        assert refused[0].headers["retry-after"] == "1"
-        assert "tokens are in flight" in _error(path, refused[0].json())
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-
-
-async def _first_done(calls: list) -> list[httpx.Response]:
-    """The answers of those calls that come at once; the others are given up."""
-    done, waiting = await asyncio.wait([asyncio.create_task(call) for call in calls], timeout=0.2)
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    return [task.result() for task in done]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_tokens_are_given_back(engine: FakeEngine, stream: bool):
-    app = _app(engine, max_tokens_in_flight=1000)
-    async with _client(app) as client:
-        for _ in range(20):
-            for path, body in CALLS.items():
-                assert (await client.post(path, json={**body, "stream": stream})).status_code == 200
-        for body in ({"input_ids": [[1], [300]]}, {"input_ids": [1, 300]}):  # refused by the engine, in part or whole
-            params = {"sampling_params": {"max_new_tokens": 8}}
-            assert (await client.post("/generate", json={**body, **params, "stream": stream})).status_code == 400
-    assert app.state.in_flight.num_tokens == 0
-
-
 async def test_more_tokens_than_can_ever_be_in_flight(engine: FakeEngine):
-    async with _client(_app(engine, max_tokens_in_flight=50)) as client:
-        response = await client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 49})
-        assert (response.status_code, response.json()["error"]["param"]) == (400, "max_tokens")
+    """In one request, or in a call of several: the engine, which sees them one by one, might take some of them."""
+    config = EngineConfig(context_length=1024, max_tokens_in_flight=50)
+    engine.info = dataclasses.replace(engine.info, config=config)
+    async with _client(_app(engine)) as client:
+        for body in ({"prompt": "hi", "max_tokens": 49}, {"prompt": ["hi", "ho"], "max_tokens": 24}):
+            response = await client.post("/v1/completions", json=body)
+            assert (response.status_code, response.json()["error"]["param"]) == (400, "max_tokens")
         assert engine.submitted == []
-
-
-def test_counting_tokens():
-    def request(num_prompt: int, **sampling) -> Request:
-        return Request(rid="r", input_ids=(1,) * num_prompt, sampling=SamplingParams(**sampling))
-
-    in_flight = TokensInFlight(100)
-    assert in_flight.take([request(10, max_new_tokens=5, n=3), request(2, max_new_tokens=1)], 64) == 28
-    assert in_flight.take([request(10, max_new_tokens=None)], 64) == 64
-    in_flight.give_back(28)
-    assert in_flight.num_tokens == 64
-    with pytest.raises(RequestError):
-        in_flight.take([request(100, max_new_tokens=1)], 1000)
-    assert in_flight.num_tokens == 64
+        assert (await client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 48})).status_code == 200
 
 
 @pytest.mark.parametrize("path", CALLS)
@@ -164,7 +115,7 @@ async def test_time_is_enough(engine: FakeEngine):
                 assert "longer" not in response.text
 
 
-@pytest.mark.parametrize("name", ["request_timeout_s", "request_body_timeout_s", "max_tokens_in_flight"])
+@pytest.mark.parametrize("name", ["request_timeout_s", "request_body_timeout_s", "max_running_programs"])
 def test_limits_that_mean_nothing(name: str):
     with pytest.raises(ConfigError, match=name):
         ServerConfig(**{name: 0})
@@ -248,11 +199,10 @@ async def test_a_slow_reader_gets_fewer_and_larger_pieces():
 
 async def test_who_reads_nothing_holds_nothing_when_time_is_up():
     app = _app(_PushingEngine(), request_timeout_s=1)
-    async with _slow_stream(app), asyncio.timeout(30):
-        while not app.state.in_flight.num_tokens:
-            await asyncio.sleep(0.01)
-        while app.state.in_flight.num_tokens:
-            await asyncio.sleep(0.01)
+    async with _slow_stream(app), _client(app) as client, asyncio.timeout(30):
+        for num_streams in (1, 0):
+            while f"sgjax:http_open_streams {num_streams}.0" not in (await client.get("/metrics")).text:
+                await asyncio.sleep(0.01)
 
 
 def _post(path: str, body: dict) -> bytes:

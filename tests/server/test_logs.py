@@ -69,7 +69,7 @@ async def test_metadata(engine: FakeEngine, lines: _Lines, stream: bool):
         }
         await client.post("/v1/completions", json={"prompt": ["private", "b"], "n": 2, "max_tokens": 1, "rid": "r"})
         (line,) = lines.take()
-        assert (line["id"], line["prompt_tokens"], line["completion_tokens"]) == (["r-0", "r-1"], 8, 4)
+        assert (line["id"], line["prompt_tokens"], line["completion_tokens"]) == (["r_0", "r_1"], 8, 4)
         assert line["finish"] == "length"
 
 

@@ -77,9 +77,9 @@ def test_other_errors_are_the_engines():
 
 
 def test_launches():
-    engine = lines.LaunchEngine(EngineConfig(page_size=32), "info", "json", "/tmp/x", 3, 2, lines.Weights("/w", "two"))
+    engine = lines.LaunchEngine(EngineConfig(page_size=32), "info", "json", "/tmp/x", 3, lines.Weights("/w", "two"))
     assert lines.decode_launch_engine(lines.encode_line(engine)) == engine
-    http = lines.LaunchHttp(ServerConfig(api_key="secret", cors_allow_origins=("*",)), "/tmp/x", 1, 7)
+    http = lines.LaunchHttp(ServerConfig(api_key="secret", cors_allow_origins=("*",)), "/tmp/x", 1, 7, 1000)
     assert lines.decode_launch_http(lines.encode_line(http)) == http
 
 

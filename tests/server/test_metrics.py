@@ -12,6 +12,7 @@ from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 from sgjax_server.routes import metrics
 
+from .conftest import client_of
 from .fakes import FakeEngine
 
 
@@ -24,7 +25,7 @@ async def read(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
     return {
         (
             sample.name.removeprefix("sgjax:"),
-            *(label for name, label in sample.labels.items() if name != "pid"),
+            *sample.labels.values(),
         ): sample.value
         for sample in samples
     }
@@ -49,7 +50,7 @@ async def test_requests_by_route_and_status(client, engine: FakeEngine):
         ("POST", "/generate", "500"): 1,
     }
     assert values["engine_up",] == 1
-    assert values["num_running_reqs",] == 0
+    assert values["num_running_reqs", "fake"] == 0
     assert values["http_open_requests",] == 1  # this one
     assert values["http_open_streams",] == 0
 
@@ -72,7 +73,7 @@ async def test_without_an_engine():
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         values = await read(client)
     assert values["engine_up",] == values["engine_restarts_total",] == 0
-    assert ("num_running_reqs",) not in values
+    assert not any(labels[0] == "num_running_reqs" for labels in values)
 
 
 async def test_with_an_engine_that_has_failed(client, engine: FakeEngine):
@@ -95,3 +96,8 @@ async def test_a_key_is_needed_where_there_is_one(engine: FakeEngine):
         client.headers["Authorization"] = "Bearer key"
         values = await read(client)
     assert values["http_requests_total", "GET", "none", "401"] == 1
+
+
+async def test_the_model_is_called_as_clients_call_it(engine: FakeEngine):
+    async with client_of(engine, ServerConfig(served_model_name="mine")) as client:
+        assert ("num_running_reqs", "mine") in await read(client)

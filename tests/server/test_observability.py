@@ -43,8 +43,8 @@ STATS = EngineStats(
 def labels() -> dict[str, set[str]]:
     """Every sample's name on a page, with its labels."""
     http = HttpMetrics()
-    http.requests["GET", "/health", "200"] += 1
-    page = http.render(engine_up=True) + EngineMetrics().render(FakeEngine().info, STATS)
+    http.requests.labels("GET", "/health", "200").inc()
+    page = http.render(engine_up=True) + EngineMetrics().render(FakeEngine().info, STATS, "fake")
     samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
     return {sample.name: set(sample.labels) for sample in samples}
 
@@ -88,7 +88,7 @@ def test_docs_name_every_metric_and_its_labels(labels: dict[str, set[str]]):
         for name, names in re.findall(r"`(\w+)(?:\{([\w,]+)\})?`", row):
             told[name] = set(names.split(",")) if names else set()
     found = {
-        re.sub("_(bucket|count|sum)$", "", name.removeprefix("sgjax:")): names - {"model_name", "pid", "le"}
+        re.sub("_(bucket|count|sum)$", "", name.removeprefix("sgjax:")): names - {"model_name", "le"}
         for name, names in labels.items()
     }
     assert told == found

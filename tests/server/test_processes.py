@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from ..engine.conftest import tiny_model as tiny_model
 from ..engine.conftest import write_checkpoint
@@ -107,8 +108,12 @@ def test_a_killed_supervisor_takes_all_with_it(flags: list[str]):
     with served(*flags) as server:
         children = server.pids("process")
         assert len(children) == 2
+        (http,) = server.pids("http_process")
+        (folder,) = re.findall(r"PROMETHEUS_MULTIPROC_DIR=([^\0]+)", Path(f"/proc/{http}/environ").read_text())
+        assert list(Path(folder).glob("*.sqlite"))
         server.process.kill()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 40)
+        assert not Path(folder).exists()
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +136,102 @@ def test_several_http_processes(pair: Server):
 
     assert [answer.json()["usage"]["completion_tokens"] for answer in asyncio.run(many())] == [20] * 24
     with streaming(pair, rid="mine"):
+        paused = httpx.post(pair.url + "/pause_generation", json={"mode": "in_place"}, timeout=60)
+        assert paused.status_code == 200
         for _ in range(8):  # whichever process takes it, the id is in use
             assert pair.complete(rid="mine").json()["error"]["param"] == "rid"
+    assert httpx.post(pair.url + "/continue_generation", timeout=60).status_code == 200
+
+
+@contextlib.contextmanager
+def _answered_by(server: Server, worker: int) -> Iterator[httpx.Client]:
+    """A client that one HTTP process answers, since the others are held."""
+    others = [pid for pid in server.pids("http_process") if pid != worker]
+    for pid in others:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with httpx.Client(base_url=server.url, timeout=120) as client:
+            yield client
+    finally:
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _create_response(client: httpx.Client, **fields: object) -> dict:
+    answer = client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 4, **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def _begin_response(client: httpx.Client) -> str:
+    """The id of a response in the background, which does not end by itself."""
+    assert client.post("/pause_generation").status_code == 200
+    return _create_response(client, background=True)["id"]
+
+
+def _num_opened(client: httpx.Client) -> float:
+    """Sessions that clients of all processes opened, by the page for Prometheus."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == "sgjax:http_requests_total"]
+    return sum(sample.value for sample in samples if sample.labels["route"] == "/open_session")
+
+
+def _has_nothing_at_work(server: Server) -> bool:
+    state = stats(server)
+    return state["num_running"] == state["num_waiting"] == 0
+
+
+def _continue_session(client: httpx.Client, rid: str, after: str | None = None) -> dict:
+    params = {"max_new_tokens": 4, "ignore_eos": True}
+    body = {"input_ids": [4, 5, 6], "rid": rid, "sampling_params": params, "session_params": {"id": "s", "rid": after}}
+    return client.post("/generate", json=body).json()
+
+
+def test_an_http_process_goes_on_with_what_another_began(pair: Server):
+    first, second = pair.pids("http_process")
+    with _answered_by(pair, first) as client:
+        assert client.post("/open_session", json={"session_id": "s"}).json() == "s"
+        assert _continue_session(client, "1")["meta_info"]["prompt_tokens"] == 3
+        kept, deleted = _create_response(client), _create_response(client)
+        running = _begin_response(client)
+        assert client.post("/configure_logging", json={"log_requests": "metadata"}).status_code == 200
+    with _answered_by(pair, second) as client:
+        assert client.get(f"/v1/responses/{running}").json()["status"] == "in_progress"
+        assert client.post(f"/v1/responses/{running}/cancel").json()["status"] == "cancelled"
+        until(lambda: _has_nothing_at_work(pair))
+        assert client.post("/continue_generation").status_code == 200
+        assert _continue_session(client, "2", after="1")["meta_info"]["prompt_tokens"] == 3 + 4 + 3
+        assert client.get(f"/v1/responses/{kept['id']}").json() == kept
+        assert _create_response(client, previous_response_id=kept["id"])["previous_response_id"] == kept["id"]
+        assert client.delete(f"/v1/responses/{deleted['id']}").json()["deleted"]
+        assert _num_opened(client) == 1
+    until(lambda: any("POST /generate" in line for line in pair.log))
+    with _answered_by(pair, first) as client:
+        assert client.get(f"/v1/responses/{deleted['id']}").status_code == 404
+        assert client.get(f"/v1/responses/{running}").json()["status"] == "cancelled"
+        assert client.post("/configure_logging", json={"log_requests": "off"}).status_code == 200
+        assert client.post("/close_session", json={"session_id": "s"}).status_code == 200
+
+
+def test_a_killed_http_process_loses_only_what_it_was_at(pair: Server):
+    lost, other = pair.pids("http_process")
+    with _answered_by(pair, lost) as client:
+        client.post("/open_session", json={"session_id": "s"})
+        _continue_session(client, "1")
+        kept = _create_response(client)
+        running = _begin_response(client)
+    with _answered_by(pair, other) as client:
+        os.kill(lost, signal.SIGKILL)
+        until(lambda: client.get(f"/v1/responses/{running}").json()["status"] == "failed")
+        failed = client.get(f"/v1/responses/{running}").json()
+        assert failed["error"]["message"] == "the HTTP process that generated the response has ended"
+        until(lambda: _has_nothing_at_work(pair))
+        assert client.post("/continue_generation").status_code == 200
+        assert client.get(f"/v1/responses/{kept['id']}").json() == kept
+        assert _continue_session(client, "2", after="1")["meta_info"]["prompt_tokens"] == 3 + 4 + 3
+        assert _num_opened(client) == 2
+    until(lambda: len(pair.pids("http_process")) == 2)
 
 
 def test_a_client_that_goes_frees_its_pages(pair: Server):

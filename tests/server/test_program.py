@@ -14,7 +14,6 @@ import pytest
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
-from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.local_engine import LocalEngine
 from sgjax_server.programs import budget, pool
 from sgjax_server.programs.run import ProgramRun
@@ -284,7 +283,7 @@ def test_leaving_a_stream(client: httpx.Client, engine: sgjax.Engine, app):
 
 async def test_closing_a_run_frees_its_pages_at_once(engine: sgjax.Engine):
     ended = threading.Event()
-    run = ProgramRun(engine, ProgramRequest(**body(endless, LONG), stream=True).call(), ended.set, TokensInFlight())
+    run = ProgramRun(engine, ProgramRequest(**body(endless, LONG), stream=True).call(), ended.set)
     async for event in run.events():
         if event["type"] == "delta":
             break
@@ -329,7 +328,7 @@ def _until_free(app) -> None:
 
 def test_a_full_queue_is_waited_for(engine: sgjax.Engine, client: httpx.Client, monkeypatch: pytest.MonkeyPatch):
     """Where a single request would be refused, a program waits until there is room."""
-    monkeypatch.setattr(engine._loop, "_max_queued", 1)
+    monkeypatch.setattr(engine._loop._live, "_max_queued", 1)
     response = client.post("/run_program", json=body(endless))
     assert response.status_code == 200
     assert len(response.json()["variables"]["y"]) == 3

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
+from sgjax_server.database import create_database, forget_worker, open_database
 from sgjax_server.errors import ApiError
 from sgjax_server.host import EngineHost
-from sgjax_server.sessions import Continuation, Session, SessionStore
+from sgjax_server.sessions import Continuation, SessionStore
 
 from sgjax.types import RequestError
 
@@ -18,6 +21,18 @@ from .conftest import events_of
 from .fakes import BOS, EOS, FakeEngine
 
 OUTPUT = b"Hello world" + bytes([EOS])
+
+
+def _store(folder: str | None = None, worker: int = 0, **bounds) -> SessionStore:
+    database = create_database(None) if folder is None else open_database(folder)
+    return SessionStore(database, worker, **{"max_sessions": 9, "max_tokens": 100, "idle_s": 60, **bounds})
+
+
+def _with_session(*, is_linear: bool = False, max_tokens: int = 100) -> SessionStore:
+    """A store with the open session "s"."""
+    store = _store(max_tokens=max_tokens)
+    store.open("s", is_linear=is_linear, idle_s=None)
+    return store
 
 
 async def _open(client, **fields) -> str:
@@ -83,29 +98,68 @@ async def test_replace_forgets_what_came_after(client, engine: FakeEngine):
 
 
 def test_replace_aborts_what_runs():
-    session = Session("s", is_linear=False, idle_s=1, max_tokens=100)
+    store = _with_session()
     aborted: list[str] = []
-    session.begin("1", Continuation(), [1], aborted.append).close()
-    session.begin("2", Continuation(rid="1"), [1, 2], aborted.append)
-    session.begin("3", Continuation(rid="1"), [1, 3], aborted.append).close()
+    store.begin("s", "1", Continuation(), [1], aborted.append).close()
+    store.begin("s", "2", Continuation(rid="1"), [1, 2], aborted.append)
+    store.begin("s", "3", Continuation(rid="1"), [1, 3], aborted.append).close()
     with pytest.raises(RequestError, match="has not ended"):
-        session.prompt(Continuation(rid="2"), [5], None)
-    session.begin("4", Continuation(rid="1", replace=True), [1, 4], aborted.append)
+        store.prompt("s", Continuation(rid="2"), [5], None)
+    store.begin("s", "4", Continuation(rid="1", replace=True), [1, 4], aborted.append)
     assert aborted == ["2"]
-    session.begin("5", Continuation(rid="4", replace=True), [1, 4, 5], aborted.append)
+    store.begin("s", "5", Continuation(rid="4", replace=True), [1, 4, 5], aborted.append)
     assert aborted == ["2", "4"]
-    assert session.is_running
 
 
 def test_output_of_what_was_replaced_is_not_kept():
-    session = Session("s", is_linear=False, idle_s=1, max_tokens=100)
-    turn = session.begin("1", Continuation(), [1], lambda rid: None)
+    store = _with_session()
+    turn = store.begin("s", "1", Continuation(), [1], print)
     turn.output_ids = [7, 8]
-    session.begin("2", Continuation(replace=True), [2], lambda rid: None).close()
+    store.begin("s", "2", Continuation(replace=True), [2], print).close()
     turn.close()
-    assert session.num_tokens == 1
+    assert store.num_tokens("s") == 1
     with pytest.raises(RequestError, match="no request '1'"):
-        session.prompt(Continuation(rid="1"), [], None)
+        store.prompt("s", Continuation(rid="1"), [], None)
+
+
+def test_an_id_that_comes_again_takes_the_place_of_the_first():
+    store = _with_session()
+    first = store.begin("s", "1", Continuation(), [1], print)
+    store.begin("s", "1", Continuation(), [2, 3], print).close()
+    first.output_ids = [7]
+    first.close()
+    assert store.prompt("s", Continuation(rid="1"), [], None) == [2, 3]
+
+
+def test_several_processes_know_the_same_sessions(tmp_path: Path):
+    create_database(str(tmp_path)).close()
+    mine, others = _store(str(tmp_path), worker=0), _store(str(tmp_path), worker=1)
+    others.open("s", is_linear=False, idle_s=None)
+    with pytest.raises(RequestError, match="open already"):
+        mine.open("s", is_linear=False, idle_s=None)
+    turn = others.begin("s", "1", Continuation(), [1], print)
+    with pytest.raises(RequestError, match="has not ended"):
+        mine.prompt("s", Continuation(rid="1"), [2], None)
+    turn.output_ids = [7]
+    turn.close()
+    assert mine.prompt("s", Continuation(rid="1"), [2], None) == [1, 7, 2]
+
+
+def test_what_a_dead_process_was_at_never_was(tmp_path: Path):
+    database = create_database(str(tmp_path))
+    dead, alive = _store(str(tmp_path), worker=0), _store(str(tmp_path), worker=1)
+    dead.open("s", is_linear=False, idle_s=None)
+    dead.begin("s", "1", Continuation(), [1], print).close()
+    dead.begin("s", "2", Continuation(rid="1"), [1, 2], print)
+    kept = alive.begin("s", "3", Continuation(rid="2", replace=True), [1, 3], print)
+    forget_worker(database, 0)
+    kept.output_ids = [7]
+    kept.close()
+    assert alive.prompt("s", Continuation(rid="1"), [], None) == [1]
+    assert alive.prompt("s", Continuation(rid="3"), [], None) == [1, 3, 7]
+    with pytest.raises(RequestError, match="no request '2'"):
+        alive.prompt("s", Continuation(rid="2"), [], None)
+    assert alive.num_tokens("s") == 4
 
 
 async def test_client_that_goes_leaves_what_it_has(url: str, engine: FakeEngine):
@@ -134,10 +188,14 @@ async def test_streaming_session_appends_by_itself(client, engine: FakeEngine):
 
 
 def test_streaming_session_takes_one_request_at_a_time():
-    session = Session("s", is_linear=True, idle_s=1, max_tokens=100)
-    session.begin("1", Continuation(), [1], lambda rid: None)
-    with pytest.raises(RequestError, match="not ended"):
-        session.prompt(Continuation(), [1], None)
+    store = _with_session(is_linear=True)
+    store.begin("s", "1", Continuation(), [1], print)
+    for call in (
+        lambda: store.prompt("s", Continuation(), [1], None),
+        lambda: store.begin("s", "2", Continuation(), [1], print),
+    ):
+        with pytest.raises(RequestError, match="not ended"):
+            call()
 
 
 async def test_close(client):
@@ -179,25 +237,30 @@ async def test_settings_bound_the_store(engine: FakeEngine):
         assert "30 tokens of 20" in full.json()["error"]["message"]
 
 
+def _is_open(store: SessionStore, id: str) -> bool:
+    with contextlib.suppress(RequestError):
+        store.prompt(id, Continuation(), [1], None)
+        return True
+    return False
+
+
 def test_least_recently_used_is_forgotten():
-    store = SessionStore(max_sessions=2, max_tokens=10, idle_s=60)
+    store = _store(max_sessions=2, max_tokens=10)
     for id in ("a", "b"):
         store.open(id, is_linear=False, idle_s=None)
-    store.get("a")
+    assert _is_open(store, "a")
     store.open("c", is_linear=False, idle_s=None)
-    with pytest.raises(RequestError, match="'b' is not open here"):
-        store.get("b")
-    store.get("a").begin("1", Continuation(), [1] * 8, print).close()
-    store.get("c").begin("2", Continuation(), [1] * 8, print)
-    store.get("c")
-    with pytest.raises(RequestError):
-        store.get("a")
+    assert not _is_open(store, "b")
+    store.begin("a", "1", Continuation(), [1] * 8, print).close()
+    store.begin("c", "2", Continuation(), [1] * 8, print)
+    assert _is_open(store, "c")
+    assert not _is_open(store, "a")
 
 
 def test_sessions_at_work_are_kept():
-    store = SessionStore(max_sessions=1, max_tokens=10, idle_s=60)
+    store = _store(max_sessions=1)
     store.open("a", is_linear=False, idle_s=None)
-    turn = store.get("a").begin("1", Continuation(), [1], print)
+    turn = store.begin("a", "1", Continuation(), [1], print)
     with pytest.raises(ApiError, match="1 sessions are at work") as refused:
         store.open("b", is_linear=False, idle_s=None)
     assert refused.value.status == 429
@@ -208,19 +271,18 @@ def test_sessions_at_work_are_kept():
 def test_idle_sessions_are_forgotten(monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    store = SessionStore(max_sessions=9, max_tokens=10, idle_s=60)
+    store = _store()
     store.open("a", is_linear=False, idle_s=None)
     store.open("b", is_linear=False, idle_s=120)
     now += 61
-    with pytest.raises(RequestError):
-        store.get("a")
-    store.get("b")
+    assert not _is_open(store, "a")
+    assert _is_open(store, "b")
 
 
 def test_long_chains_have_no_depth_limit():
-    session = Session("s", is_linear=False, idle_s=1, max_tokens=10_000)
-    session.begin("0", Continuation(), [1], print).close()
+    store = _with_session(max_tokens=10_000)
+    store.begin("s", "0", Continuation(), [1], print).close()
     for number in range(1, 3000):
-        session.begin(str(number), Continuation(rid=str(number - 1)), [1], print).close()
-    session.begin("new", Continuation(rid="0", replace=True), [1], print).close()
-    assert session.num_tokens == 2
+        store.begin("s", str(number), Continuation(rid=str(number - 1)), [1], print).close()
+    store.begin("s", "new", Continuation(rid="0", replace=True), [1], print).close()
+    assert store.num_tokens("s") == 2

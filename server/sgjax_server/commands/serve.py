@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import functools
 import json
-import logging
 import socket
 import time
 
@@ -18,8 +17,6 @@ from sgjax_server.flags import add_flags, from_flags
 from sgjax_server.logs import set_up_logging
 from sgjax_server.processes.supervisor import Supervisor
 from sgjax_server.progress import ProgressLine
-
-log = logging.getLogger(__name__)
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -45,12 +42,6 @@ def serve(engine_config: EngineConfig, config: ServerConfig, listener: socket.so
     """Serves until a signal says stop; gives the exit status. The engine loads while the port already answers."""
     started_s = time.monotonic()
     set_up_logging(config.log_level, config.log_format)
-    if config.http_workers > 1:
-        log.warning(
-            "--http-workers %d: sessions and stored responses are known only to the HTTP process that made them, "
-            "and a connection may reach any",
-            config.http_workers,
-        )
     progress = ProgressLine()
 
     def on_ready(info: EngineInfo) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import collections
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,54 +14,55 @@ UNROUTED = "none"
 """The route of what no route took: a path that does not exist, or a request without a valid key."""
 
 
-class HttpMetrics(Collector):
-    """What this process counts. For its event loop's thread.
+class HttpMetrics:
+    """What the HTTP processes of a server count.
+
+    Args:
+      folder: where all of them keep their counts, so that each can tell the sums: PROMETHEUS_MULTIPROC_DIR of their
+        environments, which prometheus_client reads when it is imported. None: this process is the only one.
 
     Attributes:
       requests: finished ones by method, route and status; the status is "none" where the client left before it.
-      num_open: requests being answered. num_streams: those of them whose answer comes in pieces.
+      open_requests: those being answered. open_streams: those of them whose answer comes in pieces.
       num_engine_restarts: engines that another took the place of, as the supervisor says.
     """
 
-    def __init__(self) -> None:
-        self.requests: collections.Counter[tuple[str, str, str]] = collections.Counter()
-        self.num_open = 0
-        self.num_streams = 0
+    def __init__(self, folder: str | None = None):
         self.num_engine_restarts = 0
-        self._pid = str(os.getpid())
+        own = CollectorRegistry()
+        self.requests = Counter(
+            "sgjax:http_requests", "Finished HTTP requests.", ("method", "route", "status"), registry=own
+        )
+        self.open_requests = Gauge(
+            "sgjax:http_open_requests", "HTTP requests being answered.", multiprocess_mode="livesum", registry=own
+        )
+        self.open_streams = Gauge(
+            "sgjax:http_open_streams",
+            "Those of them whose answer comes in pieces.",
+            multiprocess_mode="livesum",
+            registry=own,
+        )
+        self._counts: Collector = own if folder is None else MultiProcessCollector(None, folder)
 
     def render(self, *, engine_up: bool) -> str:
-        """The page's part about this process, in Prometheus' text format."""
+        """The page's part about HTTP, in Prometheus' text format."""
         up = GaugeMetricFamily("sgjax:engine_up", "Whether the engine takes requests.", float(engine_up))
         ended = "Engine processes that died or hung, and whose place another took."
         restarts = CounterMetricFamily("sgjax:engine_restarts_total", ended, self.num_engine_restarts)
-        return generate_latest(_Families([up, restarts, *self.collect()])).decode()
+        return generate_latest(_Page([up, restarts], self._counts)).decode()
+
+
+class _Page(Collector):
+    def __init__(self, known: Sequence[Metric], counts: Collector):
+        self._known = known
+        self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
-        # Each HTTP process counts its own, and chance decides which answers a scrape: the pid tells them apart.
-        requests = CounterMetricFamily(
-            "sgjax:http_requests_total",
-            "Finished HTTP requests, each in the process that answered it.",
-            labels=("pid", "method", "route", "status"),
-        )
-        for labels, count in self.requests.items():
-            requests.add_metric((self._pid, *labels), count)
-        yield requests
-        for name, help_text, value in (
-            ("http_open_requests", "HTTP requests being answered.", self.num_open),
-            ("http_open_streams", "Those of them whose answer comes in pieces.", self.num_streams),
-        ):
-            gauge = GaugeMetricFamily("sgjax:" + name, help_text, labels=("pid",))
-            gauge.add_metric((self._pid,), value)
-            yield gauge
-
-
-class _Families(Collector):
-    def __init__(self, families: list[Metric]):
-        self._families = families
-
-    def collect(self) -> list[Metric]:
-        return self._families
+        yield from self._known
+        for family in self._counts.collect():
+            # When counting began is not in the files either.
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
 
 class CountRequests:
@@ -84,19 +84,19 @@ class CountRequests:
                 status = str(message["status"])
             elif not is_stream and message.get("more_body"):
                 is_stream = True
-                metrics.num_streams += 1
+                metrics.open_streams.inc()
             await send(message)
 
-        metrics.num_open += 1
+        metrics.open_requests.inc()
         try:
             await self._app(scope, receive, counted)
         except Exception:  # answered further out
             status = "500" if status == "none" else status
             raise
         finally:
-            metrics.num_open -= 1
-            metrics.num_streams -= is_stream
-            metrics.requests[scope["method"], route_of(scope), status] += 1
+            metrics.open_requests.dec()
+            metrics.open_streams.dec(is_stream)
+            metrics.requests.labels(scope["method"], route_of(scope), status).inc()
 
 
 def route_of(scope: Scope) -> str:

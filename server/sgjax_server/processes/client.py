@@ -130,9 +130,7 @@ class EngineClient:
                 self.fail(text)
 
     def _process(self, events: list[TokenEvent]) -> None:
-        # Events for what this process did not ask belong to one that died and was replaced by it.
-        known = [event for event in events if event.rid in self._outputs]
-        for stop in self._outputs.process(known):
+        for stop in self._outputs.process(events):
             self._send(Abort(stop.rid, stop.index, stop.reason))
 
     def _refuse(self, rid: str, error: Refusal) -> None:
@@ -183,8 +181,8 @@ class EngineClient:
     async def live(self, max_nodes: int) -> LiveSnapshot:
         return await self._call(LiveSnapshot, "live", max_nodes)
 
-    async def metrics(self) -> str:
-        return await self._call(str, "metrics")
+    async def metrics(self, model_name: str) -> str:
+        return await self._call(str, "metrics", model_name)
 
     async def abort_requests(self, rid: str | None = None) -> None:
         await self._call(type(None), "abort_requests", rid)

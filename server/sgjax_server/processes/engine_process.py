@@ -16,21 +16,34 @@ import zmq
 from sgjax.config import ConfigError
 from sgjax.errors import EngineError, QueueFull, RequestError
 from sgjax_server.commands.loading import explain
-from sgjax_server.logs import set_up_logging
+from sgjax_server.logs import set_log_level, set_up_logging
 from sgjax_server.processes import messages
 from sgjax_server.processes.lines import (
     Beat,
     Fault,
     LaunchEngine,
     Loading,
+    Logging,
     Ready,
     Rejected,
     ReportPipe,
     Weights,
+    WorkerLost,
     decode_launch_engine,
     decode_to_engine,
 )
-from sgjax_server.processes.messages import Abort, Call, ErrorInfo, Failed, Refused, Reply, Started, Step, Submit
+from sgjax_server.processes.messages import (
+    Abort,
+    Call,
+    ErrorInfo,
+    Failed,
+    Forget,
+    Refused,
+    Reply,
+    Started,
+    Step,
+    Submit,
+)
 
 if TYPE_CHECKING:
     from sgjax.engine.outputs import Refusal, Stop
@@ -47,20 +60,40 @@ _FAILED = 1
 class Outbox:
     """Sends what the engine says to the HTTP process that asked. An engine's `EventSink`, for any thread."""
 
-    def __init__(self, context: zmq.Context, endpoints: list[str]):
+    def __init__(self, context: zmq.Context, folder: str, generation: int):
+        self._context = context
+        self._folder = folder
+        self._generation = generation
         self._lock = threading.Lock()  # ZeroMQ's sockets are for one thread at a time
-        self._sockets = [context.socket(zmq.PUSH) for _ in endpoints]
-        for socket, endpoint in zip(self._sockets, endpoints, strict=True):
-            socket.set_hwm(0)  # an HTTP process that lags must not hold up the engine
-            socket.linger = 0
-            socket.connect(endpoint)
+        self._sockets: dict[int, zmq.Socket] = {}
+        self._lost: set[int] = set()
         self._workers: dict[str, int] = {}
         self._num_open: dict[str, int] = {}
 
     def send(self, worker: int, message: msgspec.Struct) -> None:
+        """To one that is lost, nothing."""
         frame = messages.encode(message)
         with self._lock:
-            self._sockets[worker].send(frame, zmq.NOBLOCK)
+            if worker not in self._lost:
+                self._socket(worker).send(frame, zmq.NOBLOCK)
+
+    def _socket(self, worker: int) -> zmq.Socket:
+        if worker not in self._sockets:
+            socket = self._sockets[worker] = self._context.socket(zmq.PUSH)
+            socket.set_hwm(0)  # an HTTP process that lags must not hold up the engine
+            socket.linger = 0
+            socket.connect(messages.worker_endpoint(self._folder, self._generation, worker))
+        return self._sockets[worker]
+
+    def lose(self, worker: int) -> None:
+        """An HTTP process is no more: what was meant for it goes nowhere."""
+        with self._lock:
+            self._lost.add(worker)
+            if (socket := self._sockets.pop(worker, None)) is not None:
+                socket.close()
+
+    def has_lost(self, worker: int) -> bool:
+        return worker in self._lost
 
     # --- for the engine's thread ------------------------------------------------------------------------------
 
@@ -95,7 +128,7 @@ class Outbox:
         return self._workers.pop(rid)
 
     def failed(self, error: EngineError) -> None:
-        for worker in range(len(self._sockets)):
+        for worker in list(self._sockets):
             self.send(worker, Failed(str(error)))
 
 
@@ -108,8 +141,14 @@ class EngineServer:
         self._reports = reports
         self._controls = ThreadPoolExecutor(4, "sgjax-control")  # they wait for a step, or for a checkpoint
 
-    def handle(self, message: Submit | Abort | Call) -> None:
+    def close(self) -> None:
+        """Waits for the controls at work."""
+        self._controls.shutdown()
+
+    def handle(self, message: Submit | Abort | Call | Forget) -> None:
         match message:
+            case Submit(worker) | Call(worker) if self._outbox.has_lost(worker):
+                pass  # it was on its way when its sender died
             case Submit():
                 self._submit(message)
             case Abort(rid, index, reason):
@@ -118,6 +157,9 @@ class EngineServer:
                 self._call(message)
             case Call():
                 self._controls.submit(self._call, message)
+            case Forget(worker):
+                self._outbox.lose(worker)
+                self._controls.submit(self._forget_worker, worker)
 
     def _submit(self, message: Submit) -> None:
         request, worker = message.request, message.worker
@@ -144,7 +186,7 @@ class EngineServer:
             reply.error = ErrorInfo.of(error)
         self._outbox.send(call.worker, reply)
 
-    def forget_worker(self, worker: int) -> None:
+    def _forget_worker(self, worker: int) -> None:
         """Ends the requests of an HTTP process that is no more."""
         for rid in self._engine.call(lambda: self._outbox.rids_of(worker)):
             self._engine.abort(rid)
@@ -156,15 +198,15 @@ def main() -> None:
     launch = decode_launch_engine(sys.stdin.readline())
     set_up_logging(launch.log_level, launch.log_format)
     heart = _Heart(reports)
-    supervised = _Supervised()
     context = zmq.Context()
     inbox = context.socket(zmq.PULL)
     inbox.set_hwm(0)
-    inbox.bind(messages.engine_endpoint(launch.folder, launch.generation))
-    workers = range(launch.num_workers)
-    outbox = Outbox(context, [messages.worker_endpoint(launch.folder, launch.generation, i) for i in workers])
+    endpoint = messages.engine_endpoint(launch.folder, launch.generation)
+    inbox.bind(endpoint)
+    _obey_supervisor(context, endpoint)
+    outbox = Outbox(context, launch.folder, launch.generation)
     engine = _make_engine(launch, outbox, reports)
-    supervised.server = server = EngineServer(engine, outbox, reports)
+    server = EngineServer(engine, outbox, reports)
     heart.engine = engine
     reports.send(Ready(engine.info))
     poller = zmq.Poller()
@@ -210,19 +252,21 @@ class _Heart:
             pause.wait(BEAT_S)
 
 
-class _Supervised:
-    """Reads the supervisor's lines. When they end, so does this process: nobody is left to serve."""
+def _obey_supervisor(context: zmq.Context, endpoint: str) -> None:
+    """Starts what follows the supervisor's lines. When they end, so does this process: nobody is left to serve."""
 
-    def __init__(self) -> None:
-        self.server: EngineServer | None = None
-        threading.Thread(target=self._obey, name="sgjax-supervised", daemon=True).start()
-
-    def _obey(self) -> None:
+    def obey() -> None:
+        inbox = context.socket(zmq.PUSH)
+        inbox.connect(endpoint)
         for line in sys.stdin:
-            lost = decode_to_engine(line)
-            if self.server is not None:  # else there are no requests yet
-                self.server.forget_worker(lost.worker)
+            match decode_to_engine(line):
+                case WorkerLost(worker):  # in order with what that process has sent
+                    inbox.send(messages.encode(Forget(worker)))
+                case Logging(log_level=level) if level is not None:
+                    set_log_level(level)
         _exit(0)
+
+    threading.Thread(target=obey, name="sgjax-supervised", daemon=True).start()
 
 
 def _exit(status: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import socket
 import sys
@@ -16,18 +17,21 @@ from fastapi import FastAPI
 
 from sgjax.text import Tokenizer, load_tokenizer
 from sgjax_server.app import create_app
+from sgjax_server.database import open_database
 from sgjax_server.host import EngineHost
-from sgjax_server.logs import set_up_logging
+from sgjax_server.logs import set_log_level, set_up_logging
 from sgjax_server.processes.client import EngineClient
 from sgjax_server.processes.lines import (
     Drain,
     EngineState,
     LaunchHttp,
+    Logging,
     ReportPipe,
     Serving,
     decode_launch_http,
     decode_to_http,
 )
+from sgjax_server.shared import Shared
 from sgjax_server.web import uvicorn_options
 
 
@@ -46,9 +50,17 @@ class HttpProcess:
         self._launch = launch
         self._reports = reports
         self._host = EngineHost()
+        self._is_told_to_end = False
         self._engine: EngineClient | None = None
         self._tokenizer: tuple[str, Tokenizer] | None = None
-        self._app: FastAPI = create_app(self._host, launch.config)
+        shared = Shared(
+            worker=launch.worker,
+            database=open_database(launch.folder),
+            metrics_folder=launch.folder,
+            announce_logging=lambda detail, level: reports.send(Logging(detail, level)),
+            started_s=launch.started_s,
+        )
+        self._app: FastAPI = create_app(self._host, launch.config, shared)
         self._server = _Server(uvicorn_options(launch.config, self._app))
 
     async def run(self) -> None:
@@ -58,6 +70,8 @@ class HttpProcess:
         obeying.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await obeying
+        if not self._is_told_to_end:  # the supervisor has died, and with it who would remove what clients have said
+            shutil.rmtree(self._launch.folder, ignore_errors=True)
 
     def _stop(self, _: asyncio.Task) -> None:
         self._server.should_exit = True
@@ -76,7 +90,12 @@ class HttpProcess:
         while line := await reader.readline():
             match decode_to_http(line):
                 case Drain():
+                    self._is_told_to_end = True
                     return
+                case Logging(detail, level):
+                    self._app.state.request_log.detail = detail
+                    if level is not None:
+                        set_log_level(level)
                 case EngineState() as state:
                     await self._follow(state)
 

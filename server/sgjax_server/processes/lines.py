@@ -12,7 +12,7 @@ import msgspec
 
 from sgjax.config import EngineConfig
 from sgjax.engine.info import EngineInfo, StepReport
-from sgjax_server.config import LogFormat, LogLevel, ServerConfig
+from sgjax_server.config import LogFormat, LogLevel, RequestDetail, ServerConfig
 
 # --- to children ----------------------------------------------------------------------------------------------
 
@@ -24,6 +24,16 @@ class Weights(msgspec.Struct, tag=True):
     weight_version: str
 
 
+class Logging(msgspec.Struct, tag=True):
+    """From an HTTP process that was told so, and then to all of them and the engine: what is logged from now on.
+
+    `log_level` is None where nobody changed it.
+    """
+
+    log_requests: RequestDetail
+    log_level: LogLevel | None = None
+
+
 class LaunchEngine(msgspec.Struct, tag=True):
     """The engine's first line. `folder`: for sockets. `generation`: how many engines there were before."""
 
@@ -32,17 +42,21 @@ class LaunchEngine(msgspec.Struct, tag=True):
     log_format: LogFormat
     folder: str
     generation: int
-    num_workers: int
     weights: Weights | None = None
 
 
 class LaunchHttp(msgspec.Struct, tag=True):
-    """An HTTP process's first line. `listener`: the inherited descriptor of the listening socket."""
+    """An HTTP process's first line. `worker`: its number, which no other process of the server has or had.
+
+    `folder`: for sockets, and for what HTTP processes share. `listener`: the inherited descriptor of the listening
+    socket. `started_s`: when the server was started, in seconds of Unix time.
+    """
 
     config: ServerConfig
     folder: str
     worker: int
     listener: int
+    started_s: int
 
 
 class EngineState(msgspec.Struct, tag=True):
@@ -106,10 +120,10 @@ class Serving(msgspec.Struct, tag=True):
 _encode = msgspec.json.Encoder().encode
 decode_launch_engine = msgspec.json.Decoder(LaunchEngine).decode
 decode_launch_http = msgspec.json.Decoder(LaunchHttp).decode
-decode_to_http = msgspec.json.Decoder(EngineState | Drain).decode
-decode_to_engine = msgspec.json.Decoder(WorkerLost).decode
+decode_to_http = msgspec.json.Decoder(EngineState | Logging | Drain).decode
+decode_to_engine = msgspec.json.Decoder(Logging | WorkerLost).decode
 decode_from_engine = msgspec.json.Decoder(Loading | Ready | Beat | Weights | Rejected | Fault).decode
-decode_from_http = msgspec.json.Decoder(Serving).decode
+decode_from_http = msgspec.json.Decoder(Serving | Logging).decode
 
 
 def encode_line(message: msgspec.Struct) -> bytes:

@@ -26,7 +26,7 @@ ControlName = Literal[
 
 
 class Submit(msgspec.Struct, tag=0, array_like=True):
-    """A request, and when it came by `time.monotonic`, which the processes of one machine share."""
+    """A request of the HTTP process `worker`, and when it came by `time.monotonic`, which all processes share."""
 
     worker: int
     request: Request
@@ -48,6 +48,12 @@ class Call(msgspec.Struct, tag=2, array_like=True):
     number: int
     method: ControlName
     arguments: list[Any]
+
+
+class Forget(msgspec.Struct, tag=3, array_like=True):
+    """An HTTP process has died: nobody waits for what it asked, nor for what may still be read of it."""
+
+    worker: int
 
 
 class Started(msgspec.Struct, tag=10, array_like=True):
@@ -107,7 +113,7 @@ class Failed(msgspec.Struct, tag=14, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_to_engine = msgspec.msgpack.Decoder(Submit | Abort | Call).decode
+decode_to_engine = msgspec.msgpack.Decoder(Submit | Abort | Call | Forget).decode
 decode_from_engine = msgspec.msgpack.Decoder(Started | Refused | Step | Reply | Failed).decode
 
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import os
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from sgjax.config import EngineConfig
 from sgjax.engine.info import EngineInfo, StepReport
 from sgjax_server.config import ServerConfig
+from sgjax_server.database import create_database, forget_worker
+from sgjax_server.logs import set_log_level
 from sgjax_server.processes.lines import (
     Beat,
     Drain,
@@ -26,8 +32,10 @@ from sgjax_server.processes.lines import (
     LaunchEngine,
     LaunchHttp,
     Loading,
+    Logging,
     Ready,
     Rejected,
+    Serving,
     Weights,
     WorkerLost,
     decode_from_engine,
@@ -53,19 +61,24 @@ class Child:
         self.reports = process.stdout
 
     @classmethod
-    async def start(cls, module: str, launch: msgspec.Struct, pass_fds: tuple[int, ...] = ()) -> Child:
+    async def start(cls, module: str, launch: msgspec.Struct, **options: Any) -> Child:
+        """Starts a module as a process; `options` are those of `subprocess.Popen`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             module,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            pass_fds=pass_fds,
             limit=2**24,
+            **options,
         )
         child = cls(process)
         child.tell(launch)
         return child
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def tell(self, message: msgspec.Struct) -> None:
         """Sends a line; one that has died hears nothing, which is noticed where its reports end."""
@@ -108,19 +121,23 @@ class Supervisor:
         self._state = EngineState("loading", message="starting")
         self._engine: Child | None = None
         self._workers: dict[int, Child] = {}
+        self._numbers = itertools.count()
         self._serving: set[int] = set()
         self._stopping = asyncio.Event()
         self._exit_status = 0
         self._weights: Weights | None = None
+        self._logging = Logging(config.log_requests, config.log_level)
+        self._started_s = int(time.time())
 
     async def run(self) -> int:
         """Serves until a signal, or until there is no use in going on; gives the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        self._folder = tempfile.mkdtemp(prefix="sgjax-")  # for sockets; only this user may enter it
+        self._folder = tempfile.mkdtemp(prefix="sgjax-")  # only this user may enter it
+        self._database = create_database(self._folder)
         engine = asyncio.create_task(self._keep_engine())
-        workers = [asyncio.create_task(self._keep_worker(number)) for number in range(self._config.http_workers)]
+        workers = [asyncio.create_task(self._keep_worker()) for _ in range(self._config.http_workers)]
         try:
             await self._stopping.wait()
             self._listener.close()  # so that new clients are refused, and do not wait for somebody who will not come
@@ -131,19 +148,23 @@ class Supervisor:
                 self._engine.kill()
             await engine
         finally:
-            for child in (*self._workers.values(), *([self._engine] if self._engine else ())):
+            for child in self._children():
                 child.kill()
+            self._database.close()
             shutil.rmtree(self._folder, ignore_errors=True)
         return self._exit_status
 
     def _on_signal(self, number: int) -> None:
         """The first asks for an end in order, another for one at once."""
         if self._stopping.is_set():
-            for child in (*self._workers.values(), *([self._engine] if self._engine else ())):
+            for child in self._children():
                 child.kill()
         else:
             _logger.info("finishing the requests at work; another signal ends at once")
         self._stop(128 + number if number == signal.SIGINT else 0)
+
+    def _children(self) -> list[Child]:
+        return [*self._workers.values(), *([self._engine] if self._engine else ())]
 
     def _stop(self, exit_status: int) -> None:
         if not self._stopping.is_set():
@@ -183,11 +204,10 @@ class Supervisor:
         config = self._config
         return LaunchEngine(
             self._engine_config,
-            config.log_level,
+            self._logging.log_level or config.log_level,
             config.log_format,
             self._folder,
             generation,
-            config.http_workers,
             self._weights,
         )
 
@@ -226,13 +246,20 @@ class Supervisor:
 
     # --- HTTP processes ---------------------------------------------------------------------------------------
 
-    async def _keep_worker(self, number: int) -> None:
-        """Starts HTTP processes in one place, one after the other, until the server stops."""
+    async def _keep_worker(self) -> None:
+        """Starts HTTP processes, one after the other, until the server stops."""
         num_failures = 0
         while not self._stopping.is_set():
-            launch = LaunchHttp(self._config, self._folder, number, self._listener.fileno())
-            worker = await Child.start("sgjax_server.processes.http_process", launch, (self._listener.fileno(),))
+            number = next(self._numbers)
+            listener = self._listener.fileno()
+            worker = await Child.start(
+                "sgjax_server.processes.http_process",
+                LaunchHttp(self._config, self._folder, number, listener, self._started_s),
+                pass_fds=(listener,),
+                env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": self._folder},
+            )
             self._workers[number] = worker
+            worker.tell(self._logging)
             worker.tell(self._state)
             if self._stopping.is_set():
                 worker.tell(Drain())
@@ -247,20 +274,45 @@ class Supervisor:
                 self._stop(1)
                 return
             _logger.error("HTTP process %d has ended (%s); starting another", number, why)
-            if self._engine is not None:
-                self._engine.tell(WorkerLost(number))
+            self._forget_worker(number, worker.pid)
 
     async def _follow_worker(self, number: int, worker: Child) -> bool:
-        """Notes which engine a worker serves, until its reports end. Whether it served any."""
+        """Acts on a worker's reports, until they end. Whether it served any engine."""
         has_served = False
         while line := await worker.reports.readline():
-            has_served = True
-            if decode_from_http(line).generation == self._state.generation and self._state.info is not None:
-                self._serving.add(number)
-                if len(self._serving) == self._config.http_workers and self._on_ready is not None:
-                    self._on_ready(self._state.info)
-                    self._on_ready = None
+            match decode_from_http(line):
+                case Serving(generation):
+                    has_served = True
+                    self._note_serving(number, generation)
+                case Logging() as change:
+                    self._change_logging(change)
         return has_served
+
+    def _note_serving(self, number: int, generation: int) -> None:
+        if generation == self._state.generation and self._state.info is not None:
+            self._serving.add(number)
+            if len(self._serving) == self._config.http_workers and self._on_ready is not None:
+                self._on_ready(self._state.info)
+                self._on_ready = None
+
+    def _change_logging(self, change: Logging) -> None:
+        self._logging = Logging(change.log_requests, change.log_level or self._logging.log_level)
+        if change.log_level is not None:
+            set_log_level(change.log_level)
+        for child in self._children():
+            child.tell(self._logging)
+
+    def _forget_worker(self, number: int, pid: int) -> None:
+        """What a process that died leaves to the others: its requests have ended, and it answers nothing any more."""
+        from prometheus_client.multiprocess import mark_process_dead  # a server starts sooner without it
+
+        if self._engine is not None:
+            self._engine.tell(WorkerLost(number))
+        mark_process_dead(pid, self._folder)
+        try:
+            forget_worker(self._database, number)
+        except sqlite3.Error:  # the disk is full; that must not keep another process from starting
+            _logger.exception("what HTTP process %d was generating could not be ended", number)
 
 
 class EngineLife:

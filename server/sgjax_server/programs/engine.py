@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from sgjax.lang.backends.engine import EngineBackend
 from sgjax.lang.chat_format import FIXED_FORMATS
 from sgjax.types import GenerateOutput, QueueFull, Request, SamplingParams
-from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.programs.budget import Budget
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ class ProgramEngine:
         self,
         engine: ServedEngine,
         budget: Budget,
-        in_flight: TokensInFlight,
         *,
         rid: str,
         priority: int,
@@ -46,22 +44,20 @@ class ProgramEngine:
         self.tokenizer = engine.tokenizer
         self._engine = engine
         self._budget = budget
-        self._in_flight = in_flight
         self._rid = rid
         self._options = {"priority": priority, "extra_key": extra_key}
         self._lock = threading.Lock()
         self._num_requests = 0
-        self._live: dict[str, int] = {}  # id to tokens in flight
+        self._live: set[str] = set()
         self._ended = threading.Event()
 
     def end(self) -> None:
         """Aborts everything at work, and refuses what comes. Ending twice is fine."""
         with self._lock:
             self._ended.set()
-            live, self._live = self._live, {}
-        for rid, num_tokens in live.items():
+            live, self._live = self._live, set()
+        for rid in live:
             self._engine.abort(rid)
-            self._in_flight.give_back(num_tokens)
 
     def generate(
         self, *, input_ids: Any, sampling_params: SamplingParams, **options: Any
@@ -103,7 +99,8 @@ class ProgramEngine:
                     raise ProgramEnded("the program has ended")
                 handle = None
                 with contextlib.suppress(QueueFull):
-                    handle = self._submit_now(request)
+                    handle = self._engine.submit(request)
+                    self._live.add(request.rid)
             if handle is not None and self._is_queued(handle):
                 return handle
             self._ended.wait(_QUEUE_FULL_S)
@@ -114,20 +111,9 @@ class ProgramEngine:
             handle.wait_started()
         except QueueFull:
             with self._lock:
-                num_tokens = self._live.pop(handle.request.rid, 0)
-            self._in_flight.give_back(num_tokens)
+                self._live.discard(handle.request.rid)
             return False
         return True
-
-    def _submit_now(self, request: Request) -> RequestHandle:
-        num_tokens = self._in_flight.take([request], self._engine.info.context_length)
-        try:
-            handle = self._engine.submit(request)
-        except BaseException:
-            self._in_flight.give_back(num_tokens)
-            raise
-        self._live[request.rid] = num_tokens
-        return handle
 
     def _finished(self, handle: RequestHandle) -> list[GenerateOutput]:
         outputs = _new_outputs(handle)
@@ -139,19 +125,17 @@ class ProgramEngine:
     def _settle(self, handle: RequestHandle, outputs: Sequence[GenerateOutput]) -> None:
         """All samples have finished: the id may be somebody else's from now on."""
         with self._lock:
-            num_tokens = self._live.pop(handle.request.rid, 0)
-        self._in_flight.give_back(num_tokens)
+            self._live.discard(handle.request.rid)
         num_used = sum(len(output.output_ids) for output in outputs)
         self._budget.return_tokens(self._most_tokens(handle.request) - num_used)
 
     def _close(self, handles: Sequence[RequestHandle]) -> None:
         """Aborts those that have not finished."""
         with self._lock:
-            rids = [handle.request.rid for handle in handles if handle.request.rid in self._live]
-            live = {rid: self._live.pop(rid) for rid in rids}
-        for rid, num_tokens in live.items():
+            live = self._live.intersection(handle.request.rid for handle in handles)
+            self._live -= live
+        for rid in live:
             self._engine.abort(rid)
-            self._in_flight.give_back(num_tokens)
 
     def _most_tokens(self, request: Request) -> int:
         most = request.sampling.max_new_tokens

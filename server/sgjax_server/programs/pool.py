@@ -6,7 +6,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from sgjax_server.errors import ApiError
-from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.programs.run import ProgramCall, ProgramRun
 
 if TYPE_CHECKING:
@@ -14,15 +13,10 @@ if TYPE_CHECKING:
 
 
 class ProgramPool:
-    """Starts programs, each in threads of its own, as long as fewer than `size` are running.
+    """Starts programs, each in threads of its own, as long as fewer than `size` are running."""
 
-    Args:
-      in_flight: what their requests count among.
-    """
-
-    def __init__(self, size: int, in_flight: TokensInFlight):
+    def __init__(self, size: int):
         self._size = size
-        self._in_flight = in_flight
         self._num_running = 0
         self._lock = threading.Lock()
 
@@ -42,7 +36,7 @@ class ProgramPool:
                 raise ApiError(429, f"{self._num_running} programs are running, the limit", code="too_many_programs")
             self._num_running += 1
         try:
-            return ProgramRun(engine, call, self._ended, self._in_flight)
+            return ProgramRun(engine, call, self._ended)
         except BaseException:  # no thread can be had
             self._ended()
             raise

@@ -16,7 +16,6 @@ from sgjax.lang.state import ProgramState
 from sgjax.lang.transcript_json import dump_transcript
 from sgjax.types import RequestError
 from sgjax_server.errors import ApiError, as_api_error
-from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.programs.budget import Budget
 from sgjax_server.programs.engine import ProgramBackend, ProgramEngine
 from sgjax_server.programs.replay import Branch, ProgramReplay
@@ -60,15 +59,14 @@ class ProgramRun:
 
     Args:
       on_end: called when the program and all of its branches have ended, from any thread.
-      in_flight: what its requests count among.
     """
 
-    def __init__(self, engine: ServedEngine, call: ProgramCall, on_end: Callable[[], None], in_flight: TokensInFlight):
+    def __init__(self, engine: ServedEngine, call: ProgramCall, on_end: Callable[[], None]):
         self._call = call
         self._on_end = on_end
         self._budget = Budget()
         self._engine = ProgramEngine(
-            engine, self._budget, in_flight, rid=call.rid, priority=call.priority, extra_key=call.extra_key
+            engine, self._budget, rid=call.rid, priority=call.priority, extra_key=call.extra_key
         )
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[dict[str, Any] | ApiError] = asyncio.Queue()

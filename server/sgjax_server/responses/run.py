@@ -82,10 +82,13 @@ class ResponseRun:
         return self.response.body
 
     def start(self) -> None:
-        """Generates the response in the background, and closes; `response.work` is what does."""
-        self.response.work = asyncio.create_task(self._work())
-        self.response.work.add_done_callback(lambda _: self.close())  # also where it was cancelled before it began
-        self._keep()
+        """Generates the response in the background, and closes."""
+        self.response.is_running = True
+        self._context.responses.put(self.response)
+        work = asyncio.create_task(self._work())
+        self._context.background.add(work)  # asyncio itself would lose it
+        work.add_done_callback(self._context.background.discard)
+        work.add_done_callback(lambda _: self.close())  # also where it was cancelled before it began
 
     async def _work(self) -> None:
         try:
@@ -108,5 +111,8 @@ class ResponseRun:
         self.response.body = format.failed(self.response.body, self._writer.items, as_api_error(error).message)
 
     def _keep(self) -> None:
-        if self._is_stored:
+        if self.response.is_running:
+            self.response.is_running = False
+            self._context.responses.end(self.response.id, self.response.body)
+        elif self._is_stored:
             self._context.responses.put(self.response)

@@ -15,7 +15,6 @@ from sgjax_server.chat.model_format import ModelFormat
 from sgjax_server.config import ServerConfig
 from sgjax_server.errors import ApiError
 from sgjax_server.host import EngineHost
-from sgjax_server.in_flight import TokensInFlight
 from sgjax_server.middleware.request_log import RequestRecord
 from sgjax_server.responses.store import ResponseStore
 from sgjax_server.sampling_defaults import sampling_defaults
@@ -46,8 +45,8 @@ class Context:
         self._model_format: Callable[[], ModelFormat] = state.model_format
         self.sessions: SessionStore = state.sessions
         self.responses: ResponseStore = state.responses
+        self.background: set[asyncio.Task[None]] = state.background
         self.started_s: int = state.started_s
-        self.in_flight: TokensInFlight = state.in_flight
         self.record: RequestRecord = request.state.record
         self.receive = request.receive
 

@@ -32,7 +32,7 @@ async def generate(body: GenerateRequest, context: ContextDep) -> Response:
     call = Call(context, requests)
     turn = None
     if body.session_params is not None:
-        turn = _begin_turn(body.session_params, requests[0], context)
+        turn = _begin_turn(body.session_params, requests[0], call, context)
     close = functools.partial(_close, call, turn)
     try:
         await started(call, context.receive)
@@ -53,13 +53,17 @@ async def generate(body: GenerateRequest, context: ContextDep) -> Response:
 
 
 def _session_prompt(params: SessionParams, new_ids: Sequence[int], context: Context) -> list[int]:
-    session = context.sessions.get(params.id)
-    return session.prompt(params.continuation, new_ids, context.engine.tokenizer.bos_token_id)
+    return context.sessions.prompt(params.id, params.continuation, new_ids, context.engine.tokenizer.bos_token_id)
 
 
-def _begin_turn(params: SessionParams, request: Request, context: Context) -> SessionTurn:
-    session = context.sessions.get(params.id)
-    return session.begin(request.rid, params.continuation, request.input_ids, context.engine.abort)
+def _begin_turn(params: SessionParams, request: Request, call: Call, context: Context) -> SessionTurn:
+    try:
+        return context.sessions.begin(
+            params.id, request.rid, params.continuation, request.input_ids, context.engine.abort
+        )
+    except BaseException:  # another request of the session came between
+        call.close()
+        raise
 
 
 def _close(call: Call, turn: SessionTurn | None) -> None:

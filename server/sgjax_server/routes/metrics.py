@@ -20,17 +20,18 @@ _CONTENT = {"text/plain": {"schema": {"type": "string"}}}
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": _CONTENT}})
 async def metrics(request: Request) -> Response:
-    """Metrics in Prometheus' text format: the engine's, where it answers, and those of this HTTP process always."""
-    engine_page = await _engine_page(request.app.state.host)
+    """Metrics in Prometheus' text format: the engine's, where it answers, and those of HTTP always."""
+    engine_page = await _engine_page(request.app.state.host, request.app.state.config.served_model_name)
     http: HttpMetrics = request.app.state.http_metrics
     page = http.render(engine_up=engine_page is not None) + (engine_page or "")
     return Response(page, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-async def _engine_page(host: EngineHost) -> str | None:
+async def _engine_page(host: EngineHost, model_name: str | None) -> str | None:
     """None while the engine is loading, and when it has failed or does not answer."""
     try:
         async with asyncio.timeout(ENGINE_TIMEOUT_S):
-            return await host.engine.metrics()
+            engine = host.engine
+            return await engine.metrics(model_name or engine.info.model_name)
     except (ApiError, sgjax.EngineError, TimeoutError):
         return None

@@ -67,7 +67,8 @@ async def get(response_id: str, context: ContextDep, stream: bool = False) -> Re
 @router.delete("/{response_id}")
 async def delete(response_id: str, context: ContextDep) -> ResponseDeleted:
     """Forgets a response, and ends it where it is still generated."""
-    context.responses.delete(response_id)
+    if context.responses.delete(response_id):
+        context.engine.abort(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
@@ -77,12 +78,11 @@ async def cancel(response_id: str, context: ContextDep) -> Response:
     response = context.responses.get(response_id)
     if not response.body["background"]:
         raise ApiError(400, f"{response_id} was not created with background, so it has ended", code="not_background")
-    if response.is_running:
-        assert response.work is not None
-        response.work.cancel()
-        response.body = format.cancelled(response.body)
-        context.responses.put(response)
-    return json_response(response.body)
+    cancelled = format.cancelled(response.body)
+    if context.responses.end(response_id, cancelled):
+        context.engine.abort(response_id)
+        return json_response(cancelled)
+    return json_response(context.responses.get(response_id).body)
 
 
 @router.get("/{response_id}/input_items", responses={200: {"model": ItemList}})

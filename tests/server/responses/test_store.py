@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from sgjax_server.config import ServerConfig
+from sgjax_server.database import create_database, forget_worker, open_database
+from sgjax_server.errors import ApiError
+from sgjax_server.responses.store import ResponseStore, StoredResponse
 
 from ..conftest import client_of
 from ..fakes import FakeEngine
 from .test_create import URL, prompt
+
+GONE = "the HTTP process that generated the response has ended"
 
 
 async def _create(client: httpx.AsyncClient, **fields) -> dict:
@@ -64,7 +70,6 @@ async def test_delete(client):
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
         gone = await client.request(method, f"{URL}/{response['id']}{path}")
         assert (gone.status_code, gone.json()["error"]["code"]) == (404, "response_not_found")
-        assert "another HTTP worker" in gone.json()["error"]["message"]
     lost = await client.post(URL, json={"input": "hi", "previous_response_id": response["id"]})
     assert (lost.status_code, lost.json()["error"]["param"]) == (404, "previous_response_id")
 
@@ -166,3 +171,41 @@ async def test_what_is_generated_is_not_forgotten(engine: FakeEngine):
         running = [await _create(client, background=True) for _ in range(2)]
         for response in running:
             assert (await client.post(f"{URL}/{response['id']}/cancel")).json()["status"] == "cancelled"
+
+
+def _stores(folder: Path) -> list[ResponseStore]:
+    """Of two processes."""
+    return [ResponseStore(open_database(str(folder)), worker, max_responses=9, max_bytes=10_000) for worker in (0, 1)]
+
+
+def _response(id: str, **fields) -> StoredResponse:
+    return StoredResponse({"id": id, "status": "in_progress", "error": None}, [{"type": "message"}], **fields)
+
+
+def test_several_processes_know_the_same_responses(tmp_path: Path):
+    create_database(str(tmp_path)).close()
+    mine, others = _stores(tmp_path)
+    others.put(_response("a", is_running=True))
+    assert mine.get("a").is_running
+    ended = {"id": "a", "status": "cancelled"}
+    assert mine.end("a", ended)
+    assert not others.end("a", {"id": "a", "status": "completed"})  # it has been cancelled meanwhile
+    assert others.get("a") == StoredResponse(ended, [{"type": "message"}])
+    assert not mine.delete("a")
+    with pytest.raises(ApiError, match="no response 'a'"):
+        others.get("a")
+
+
+def test_what_a_dead_process_was_generating_has_failed(tmp_path: Path):
+    database = create_database(str(tmp_path))
+    dead, alive = _stores(tmp_path)
+    dead.put(_response("a", is_running=True))
+    dead.put(_response("b"))
+    alive.put(_response("c", is_running=True))
+    forget_worker(database, 0)
+    failed = alive.get("a")
+    assert not failed.is_running
+    assert failed.body["status"] == "failed"
+    assert failed.body["error"] == {"code": "server_error", "message": GONE}
+    assert alive.get("b").body["error"] is None
+    assert alive.get("c").is_running

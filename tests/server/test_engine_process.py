@@ -1,0 +1,53 @@
+"""What the engine's process does with messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+from sgjax_server.processes import messages
+from sgjax_server.processes.engine_process import EngineServer, Outbox
+from sgjax_server.processes.messages import Call, Forget, Started, Submit
+
+from sgjax.types import Request
+
+
+class _Engine:
+    """Begins everything at once, and ends nothing but what is aborted."""
+
+    def __init__(self) -> None:
+        self.submitted: list[str] = []
+        self.aborted: list[str] = []
+
+    def submit_tokens(self, request: Request, register: Callable[[], None], *, arrival_s: float) -> None:
+        self.submitted.append(request.rid)
+        register()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+    def abort(self, rid: str) -> None:
+        self.aborted.append(rid)
+
+
+def _submit(worker: int, rid: str) -> Submit:
+    return Submit(worker, Request(rid=rid, input_ids=(1,)), 0.0)
+
+
+def test_a_lost_process_takes_its_requests_with_it_and_those_still_on_their_way(tmp_path: Path):
+    messages_of_both = _submit(0, "a"), Forget(0), _submit(0, "late"), Call(0, 0, "stats", []), _submit(1, "b")
+    with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
+        inbox.bind(messages.worker_endpoint(str(tmp_path), 0, 1))
+        engine, outbox = _Engine(), Outbox(context, str(tmp_path), 0)
+        server = EngineServer(engine, outbox, reports=None)  # type: ignore[arg-type]
+        for message in messages_of_both:
+            server.handle(message)
+        server.close()
+        assert engine.submitted == ["a", "b"]
+        assert engine.aborted == ["a"]
+        assert inbox.poll(5000)
+        assert messages.decode_from_engine(inbox.recv()) == Started("b")
+        outbox.started("a")  # what the engine still says of it goes nowhere
+        outbox.lose(1)
