@@ -37,14 +37,14 @@ class Tuning:
     """Sizes to be measured; the results do not depend on them but for the order of sums.
 
     Attributes:
-      block_keys: keys of a unit of work, a multiple of 64.
+      block_keys: keys of a unit of work, a multiple of 64. None: 64, or 128 where they are of no more bytes.
       max_stages: blocks in the ring; fewer where shared memory does not hold them.
       programs_per_multiprocessor: at most this many; one where two stages do not fit otherwise.
       multiprocessors: of the GPU.
       min_split_keys: no program takes fewer keys, so that a short batch has fewer slots to merge.
     """
 
-    block_keys: int = 64
+    block_keys: int | None = None
     max_stages: int = 6
     programs_per_multiprocessor: int = 2
     multiprocessors: int = 132
@@ -58,8 +58,6 @@ class Work(NamedTuple):
     """int32 (S + 1,): where row s's units begin."""
     first_rows: Any
     """int32 (programs,): the row of each program's first unit."""
-    share: Any
-    """int32 (1,): units of a program."""
 
 
 class _Piece(NamedTuple):
@@ -176,9 +174,9 @@ def _make_plan(
     q: jax.Array, k_cache: jax.Array, scale: float, window: int | None, soft_cap: float | None, tuning: Tuning
 ) -> _Plan:
     _, _, group, head_dim = q.shape
-    keys = tuning.block_keys
     items_per_kv_head = pl.cdiv(group, _max_heads(head_dim))
     heads = pl.cdiv(group // items_per_kv_head, 8) * 8
+    keys = tuning.block_keys or (128 if head_dim == 64 and heads == 8 else 64)
     is_wide = k_cache.dtype != q.dtype
     # Queries, weights, the block converted, reduction scratch and barriers.
     fixed = 2 * heads * head_dim * 2 + heads * keys * 2 + 2 * keys * head_dim * 2 * is_wide + 4096
@@ -214,11 +212,17 @@ def _first_visible(kv_len: Any, plan: _Plan) -> Any:
 def _share_out(kv_lens: jax.Array, items_per_row: int, plan: _Plan) -> Work:
     """Equal shares of the batch's units."""
     blocks = pl.cdiv(kv_lens, plan.block_keys) - _first_visible(kv_lens, plan) // plan.block_keys
-    ends = jnp.cumsum(blocks * items_per_row)
-    share = jnp.maximum(pl.cdiv(ends[-1], plan.num_programs), plan.min_share)
-    first_units = jnp.arange(plan.num_programs, dtype=jnp.int32) * share
-    first_rows = jnp.sum(ends <= first_units[:, None], axis=1, dtype=jnp.int32)
-    return Work(jnp.concatenate([jnp.zeros(1, jnp.int32), ends]), first_rows, share[None])
+    rows = jnp.arange(len(kv_lens) + 1)
+    # A cumulative sum, in one kernel; of `jnp.cumsum` XLA makes several.
+    before = jnp.where(rows[:-1] < rows[:, None], blocks * items_per_row, 0)
+    unit_starts = jnp.sum(before, axis=1, dtype=jnp.int32)
+    first_units = jnp.arange(plan.num_programs, dtype=jnp.int32) * _share(unit_starts[-1], plan)
+    return Work(unit_starts, jnp.sum(unit_starts[1:] <= first_units[:, None], axis=1, dtype=jnp.int32))
+
+
+def _share(num_units: Any, plan: _Plan) -> Any:
+    """Units of a program."""
+    return jnp.maximum(lax.div(num_units + (plan.num_programs - 1), plan.num_programs), plan.min_share)
 
 
 def _attend(
@@ -289,11 +293,11 @@ def _tile_rows(head_dim: int) -> int:
 
 
 def _attend_program(
-    q, k_cache, v_cache, page_table, kv_lens, unit_starts, first_rows, share, out, lse, /, *, plan: _Plan, **scratch
+    q, k_cache, v_cache, page_table, kv_lens, unit_starts, first_rows, out, lse, /, *, plan: _Plan, **scratch
 ) -> None:
     smem = _Smem(**scratch)
     for_each_piece = functools.partial(
-        _for_each_piece, Work(unit_starts, first_rows, share), kv_lens, k_cache.shape[0] * plan.items_per_kv_head, plan
+        _for_each_piece, Work(unit_starts, first_rows), kv_lens, k_cache.shape[0] * plan.items_per_kv_head, plan
     )
     warpgroup = lax.axis_index("warpgroup")
     pl.when(warpgroup == 0)(lambda: _compute(for_each_piece, out, lse, smem, plan))
@@ -305,8 +309,10 @@ def _for_each_piece(
 ) -> Any:
     """Runs `carry = body(piece, carry)` over the program's pieces, in order; returns the last carry."""
     program = lax.axis_index("program")
-    begin = program * work.share[0]
-    end = jnp.minimum(begin + work.share[0], work.unit_starts[kv_lens.shape[0]])
+    num_units = work.unit_starts[kv_lens.shape[0]]
+    share = _share(num_units, plan)
+    begin = program * share
+    end = jnp.minimum(begin + share, num_units)
 
     def next_piece(carry):
         unit, row, rest = carry
@@ -500,19 +506,20 @@ def _merge(
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         kernel_name="paged_decode_merge",
     )
-    return kernel(slots, slots_lse, *(() if sinks is None else (sinks,)), work.unit_starts, work.share)
+    return kernel(slots, slots_lse, *(() if sinks is None else (sinks,)), work.unit_starts)
 
 
 def _merge_item(slots, slots_lse, *refs, rows, items_per_row: int, has_sinks: bool, plan: _Plan) -> None:
-    *sinks, unit_starts, share, out, lse = refs
+    *sinks, unit_starts, out, lse = refs
     _, num_tiles, tile_rows, heads = slots.shape
     item = lax.axis_index("item")
     row = lax.div(item, items_per_row)
     sink_row = item - row * items_per_row
     blocks = lax.div(unit_starts[row + 1] - unit_starts[row], items_per_row)
     first_unit = unit_starts[row] + sink_row * blocks
-    first = item + lax.div(first_unit, share[0])
-    last = item + lax.div(first_unit + blocks - 1, share[0])
+    share = _share(unit_starts[unit_starts.shape[0] - 1], plan)
+    first = item + lax.div(first_unit, share)
+    last = item + lax.div(first_unit + blocks - 1, share)
     end = jnp.where(blocks > 0, last + 1, first)
     wgmma, per_head = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(0)
     at_once = max(1, _MERGE_REGISTERS * 128 // (num_tiles * tile_rows * heads))
