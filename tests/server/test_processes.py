@@ -58,6 +58,8 @@ def test_a_hung_engine_is_reported_with_its_batch_and_replaced(flags: list[str])
         with streaming(server, rid="the-one-at-work", n=64, max_tokens=None) as lines:
             time.sleep(1.0)  # so that a beat tells of the step
             os.kill(engine, signal.SIGSTOP)
+            silent = httpx.get(server.url + "/v1/loads", timeout=30)
+            assert (silent.status_code, silent.json()["error"]["code"]) == (503, "engine_silent")
             *_, error, _ = lines
         assert "has said nothing for" in json.loads(error.removeprefix("data: "))["error"]["message"]
         until(lambda: any("has said nothing for" in line for line in server.log))
