@@ -46,7 +46,7 @@ async def test_leaving_while_a_grammar_compiles(url: str, engine: FakeEngine, st
     async with httpx.AsyncClient(timeout=0.3) as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.post(url + "/v1/completions", json=body)
-    assert await _aborted(engine, 2) == ["r-0", "r-1"]
+    assert await _aborted(engine, 2) == ["r_0", "r_1"]
 
 
 async def test_leaving_a_stream_of_a_batch(url: str, engine: FakeEngine):
