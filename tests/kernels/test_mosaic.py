@@ -127,6 +127,12 @@ def test_decode_names_a_group_that_is_too_large():
         jax.eval_shape(lambda *args: decode_mosaic.paged_decode(*args, **case.kwargs), *case.shapes())
 
 
+def test_decode_refuses_blocks_that_it_cannot_multiply():
+    case, tuning = AttentionCase(kv_lens=(3,)), decode_mosaic.Tuning(block_keys=100)
+    with pytest.raises(ValueError, match="block_keys is 100"):
+        jax.eval_shape(partial(decode_mosaic.paged_decode, **case.kwargs, tuning=tuning), *case.shapes())
+
+
 def test_other_gpus_are_named_and_auto_goes_on(monkeypatch, caplog):
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability="8.0")])
     case = AttentionCase(kv_lens=(30, 5))

@@ -149,9 +149,10 @@ def _check_supported(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array) -> No
     check_device()
     if q.dtype != jnp.bfloat16:
         raise NotImplementedError(f"q is {q.dtype}, and this kernel takes bfloat16 alone")
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn) or cache.dtype != k_cache.dtype:
-            raise NotImplementedError(f"{name} is {cache.dtype}, and this kernel takes bfloat16 and float8_e4m3fn")
+    if k_cache.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn):
+        raise NotImplementedError(f"k_cache is {k_cache.dtype}, and this kernel takes bfloat16 and float8_e4m3fn")
+    if v_cache.dtype != k_cache.dtype:
+        raise NotImplementedError(f"k_cache is {k_cache.dtype} and v_cache {v_cache.dtype}, which must be the same")
     group, head_dim = q.shape[2:]
     page_size = k_cache.shape[2]
     if head_dim not in (64, 80, 96, 128, 256):
@@ -161,7 +162,7 @@ def _check_supported(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array) -> No
     if group % pl.cdiv(group, _max_heads(head_dim)):
         most = _max_heads(head_dim)
         raise NotImplementedError(
-            f"{group} query heads per KV head, and this kernel takes up to {most}, or equal parts"
+            f"{group} query heads per KV head, and this kernel takes up to {most}, or more in equal parts of that size"
         )
 
 
@@ -176,7 +177,10 @@ def _make_plan(
     _, _, group, head_dim = q.shape
     items_per_kv_head = pl.cdiv(group, _max_heads(head_dim))
     heads = pl.cdiv(group // items_per_kv_head, 8) * 8
-    keys = tuning.block_keys or (128 if head_dim == 64 and heads == 8 else 64)
+    small = head_dim == 64 and heads == 8
+    keys = tuning.block_keys or (128 if small else 64)
+    if keys % 64:
+        raise ValueError(f"block_keys is {keys}, and must be a multiple of 64")
     is_wide = k_cache.dtype != q.dtype
     # Queries, weights, the block converted, reduction scratch and barriers.
     fixed = 2 * heads * head_dim * 2 + heads * keys * 2 + 2 * keys * head_dim * 2 * is_wide + 4096
@@ -378,59 +382,76 @@ def _load(for_each_piece, q, k_cache, v_cache, page_table, smem: _Smem, plan: _P
 
 def _compute(for_each_piece, out, lse, smem: _Smem, plan: _Plan) -> None:
     """The warpgroup that multiplies."""
-    head_dim = smem.q.shape[2]
-    tiles, tile_rows = _tiles(head_dim), _tile_rows(head_dim)
+    tiles, tile_rows = _tiles(smem.q.shape[2]), _tile_rows(smem.q.shape[2])
     wgmma, per_head = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(0)
 
     def compute_piece(piece: _Piece, carry):
         step, num_pieces = carry
         q_slot = lax.rem(num_pieces, 2)
         plgpu.barrier_wait(smem.q_full.at[q_slot])
+        sums = _Sums(
+            acc=tuple(plgpu.layout_cast(jnp.zeros((tile_rows, plan.heads), jnp.float32), wgmma) for _ in tiles),
+            peak=plgpu.layout_cast(jnp.full((plan.heads,), _MIN, jnp.float32), per_head),
+            totals=plgpu.layout_cast(jnp.zeros((plan.block_keys, plan.heads), jnp.float32), wgmma),
+        )
 
         def compute_block(block, carry):
-            step, acc, peak, totals = carry
+            step, sums = carry
             slot = lax.rem(step, plan.num_stages)
-            first = block * plan.block_keys
-            seen_from, seen_to = _first_visible(piece.kv_len, plan) - first, piece.kv_len - first
+            first_seen, end_seen = _first_visible(piece.kv_len, plan), piece.kv_len
+            first_key = block * plan.block_keys
+            seen = first_seen - first_key, end_seen - first_key
+            return step + 1, _add_block(sums, smem.q.at[q_slot], slot, seen, smem, plan)
 
-            plgpu.barrier_wait(smem.k_full.at[slot])
-            keys = smem.k.at[slot] if smem.k_wide is None else _widen(smem.k.at[slot], smem.k_wide)
-            scores = _multiply(keys, smem.q.at[q_slot].transpose((1, 0)))
-            plgpu.barrier_arrive(smem.k_free.at[slot])
-
-            scores = _scores(scores, seen_from, seen_to, plan)
-            new_peak = jnp.maximum(peak, scores.max(axis=0))
-            decay = jnp.exp2(peak - new_peak)
-            weights = jnp.exp2(scores - lax.broadcast_in_dim(new_peak, scores.shape, [1]))
-            # One sum a thread; those of a head are added up at the end of the piece.
-            totals = totals * lax.broadcast_in_dim(decay, totals.shape, [1]) + weights
-            smem.weights.transpose((1, 0))[...] = weights.astype(smem.weights.dtype)
-
-            plgpu.barrier_wait(smem.v_full.at[slot])
-            values = smem.v.at[slot] if smem.v_wide is None else _widen(smem.v.at[slot], smem.v_wide)
-            pl.when((seen_from > 0) | (seen_to < plan.block_keys))(lambda: _zero_unseen(values, seen_from, seen_to))
-            plgpu.commit_smem()
-            acc = tuple(
-                tile * lax.broadcast_in_dim(decay, tile.shape, [1])
-                + _multiply(values.at[:, pl.ds(offset, tile_rows)].transpose((1, 0)), smem.weights.transpose((1, 0)))
-                for tile, offset in zip(acc, tiles, strict=True)
-            )
-            plgpu.barrier_arrive(smem.v_free.at[slot])
-            return step + 1, acc, new_peak, totals
-
-        acc = tuple(plgpu.layout_cast(jnp.zeros((tile_rows, plan.heads), jnp.float32), wgmma) for _ in tiles)
-        peak = plgpu.layout_cast(jnp.full((plan.heads,), _MIN, jnp.float32), per_head)
-        totals = plgpu.layout_cast(jnp.zeros((plan.block_keys, plan.heads), jnp.float32), wgmma)
-        step, acc, peak, totals = lax.fori_loop(piece.begin, piece.end, compute_block, (step, acc, peak, totals))
+        step, sums = lax.fori_loop(piece.begin, piece.end, compute_block, (step, sums))
         plgpu.barrier_arrive(smem.q_free.at[q_slot])
-        total = totals.sum(axis=0)  # At least 1: a piece's blocks are all seen in part.
+        total = sums.totals.sum(axis=0)  # At least 1: a piece's blocks are all seen in part.
         norm = 1 / total
-        for t, tile in enumerate(acc):
+        for t, tile in enumerate(sums.acc):
             out[piece.slot, t] = tile * lax.broadcast_in_dim(norm, tile.shape, [1])
-        lse[piece.slot] = peak + jnp.log2(total)
+        lse[piece.slot] = sums.peak + jnp.log2(total)
         return step, num_pieces + 1
 
     for_each_piece(compute_piece, (jnp.int32(0), jnp.int32(0)))
+
+
+class _Sums(NamedTuple):
+    """An online softmax under way."""
+
+    acc: Any
+    """float32 (rows, heads) for each tile: the output, transposed, before division by the weights' sum."""
+    peak: Any
+    """float32 (heads,): the highest score, in units of log 2."""
+    totals: Any
+    """float32 (keys, heads): the weights' sums, apart for every place in a block, added up at the end of the piece."""
+
+
+def _add_block(sums: _Sums, q: Any, slot: jax.Array, seen: tuple[Any, Any], smem: _Smem, plan: _Plan) -> _Sums:
+    """Attention over the block in the ring's slot, of which `q` sees the keys `seen[0]` to `seen[1] - 1`."""
+    plgpu.barrier_wait(smem.k_full.at[slot])
+    keys = smem.k.at[slot] if smem.k_wide is None else _widen(smem.k.at[slot], smem.k_wide)
+    scores = _multiply(keys, q.transpose((1, 0)))
+    plgpu.barrier_arrive(smem.k_free.at[slot])
+
+    scores = _scores(scores, *seen, plan)
+    peak = jnp.maximum(sums.peak, scores.max(axis=0))
+    decay = jnp.exp2(sums.peak - peak)
+    weights = jnp.exp2(scores - lax.broadcast_in_dim(peak, scores.shape, [1]))
+    totals = sums.totals * lax.broadcast_in_dim(decay, weights.shape, [1]) + weights
+    smem.weights.transpose((1, 0))[...] = weights.astype(smem.weights.dtype)
+
+    plgpu.barrier_wait(smem.v_full.at[slot])
+    values = smem.v.at[slot] if smem.v_wide is None else _widen(smem.v.at[slot], smem.v_wide)
+    pl.when((seen[0] > 0) | (seen[1] < plan.block_keys))(lambda: _zero_unseen(values, *seen))
+    plgpu.commit_smem()
+    tile_rows = _tile_rows(values.shape[1])
+    acc = tuple(
+        tile * lax.broadcast_in_dim(decay, tile.shape, [1])
+        + _multiply(values.at[:, pl.ds(offset, tile_rows)].transpose((1, 0)), smem.weights.transpose((1, 0)))
+        for tile, offset in zip(sums.acc, _tiles(values.shape[1]), strict=True)
+    )
+    plgpu.barrier_arrive(smem.v_free.at[slot])
+    return _Sums(acc, peak, totals)
 
 
 def _multiply(a: Any, b: Any) -> jax.Array:
