@@ -30,7 +30,9 @@ from benchmarks import tune
 from benchmarks.gpu.checks import on_this_device
 from benchmarks.gpu.measure import relative_error
 from sgjax.kernels import OP_NAMES, resolve
-from sgjax.kernels.cases import AttentionCase, WriteCase
+from sgjax.kernels.cases import AttentionCase, FilterCase, WriteCase
+
+Case = AttentionCase | WriteCase | FilterCase
 
 _MAX_CACHE_BYTES = 1 << 30
 
@@ -91,7 +93,7 @@ def _kernel(op: str, name: str, device: Any) -> Callable[..., Any]:
     return interpreted
 
 
-def _measure(args: argparse.Namespace, kernels: dict[str, Callable[..., Any]], case: AttentionCase | WriteCase) -> dict:
+def _measure(args: argparse.Namespace, kernels: dict[str, Callable[..., Any]], case: Case) -> dict:
     row: dict[str, Any] = {"case": case.name}
     supporting = {}
     for name, kernel in kernels.items():
@@ -106,7 +108,7 @@ def _measure(args: argparse.Namespace, kernels: dict[str, Callable[..., Any]], c
     return row
 
 
-def error(op: str, kernel: Callable[..., Any], case: AttentionCase | WriteCase) -> float:
+def error(op: str, kernel: Callable[..., Any], case: Case) -> float:
     """||out - reference|| / ||reference||, both from the same inputs; NaN anywhere gives NaN."""
     args = case.make(seed=1)
     out = jax.jit(functools.partial(kernel, **case.kwargs))(*args)
@@ -124,14 +126,15 @@ def error(op: str, kernel: Callable[..., Any], case: AttentionCase | WriteCase) 
 
 
 def time_kernels(
-    kernels: dict[str, Callable[..., Any]], case: AttentionCase | WriteCase, layers: int, repeats: int
+    kernels: dict[str, Callable[..., Any]], case: Case, layers: int, repeats: int
 ) -> dict[str, tuple[float, float]]:
     """Median and least seconds of `layers` calls per kernel."""
-    caches = _caches(case, layers)
-    if isinstance(case, AttentionCase):
-        steps = {name: _attention_step(kernel, case, caches) for name, kernel in kernels.items()}
+    if isinstance(case, FilterCase):
+        steps = {name: _filter_step(kernel, case, layers) for name, kernel in kernels.items()}
+    elif isinstance(case, AttentionCase):
+        steps = {name: _attention_step(kernel, case, _caches(case, layers)) for name, kernel in kernels.items()}
     else:
-        steps = {name: _write_step(kernel, case, caches) for name, kernel in kernels.items()}
+        steps = {name: _write_step(kernel, case, _caches(case, layers)) for name, kernel in kernels.items()}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 2):
         for name, step in steps.items():
@@ -183,6 +186,18 @@ def _write_step(
         state[0] = jax.block_until_ready(jitted(state[0], k, v, kv_index))
 
     return run
+
+
+def _filter_step(kernel: Callable[..., Any], case: FilterCase, layers: int) -> Callable[[], None]:
+    args = case.make()
+
+    @jax.jit
+    def step(weights, top_k, top_p, min_p):
+        for _ in range(layers):
+            min_p = kernel(weights, top_k, top_p, min_p)
+        return min_p
+
+    return lambda: jax.block_until_ready(step(*args))
 
 
 def _line(row: dict[str, Any], kernels: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ PARTS = {
     "prefill": Part("attention", "time_prefill", 50),
     "step 8B": Part("steps", "run_8b", 90),
     "offline 8B": Part("offline", "run", 150),
+    "sampling": Part("sampling", "run", 60),
     "cascade": Part("attention", "time_cascade", 30),
     "peer flashinfer": Part("peers.flash_infer", "run", 80),
     "peer flash-attn3-jax": Part("peers.flash3", "run", 40),

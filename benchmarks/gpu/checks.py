@@ -20,9 +20,9 @@ from benchmarks.gpu.measure import relative_error
 from benchmarks.gpu.report import Settings, report
 from benchmarks.gpu.workloads import GROUP, HEAD_DIM, KV_HEADS
 from sgjax.kernels import OP_NAMES, resolve
-from sgjax.kernels.cases import AttentionCase, WriteCase
+from sgjax.kernels.cases import AttentionCase, FilterCase, WriteCase
 
-Case = AttentionCase | WriteCase
+Case = AttentionCase | WriteCase | FilterCase
 
 # tf32 products, XLA's default for float32 on a GPU, come to 3e-4; bf16 operands to 1e-3 .. 1e-2.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-2}
@@ -52,6 +52,8 @@ def llama_cases(op: str) -> list[Case]:
     """The most important first."""
     if op == "write_kv":
         return [WriteCase(num_tokens=300, num_padding=44, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, num_pages=64)]
+    if op == "sampling_threshold":
+        return [FilterCase(num_rows=24, vocab_size=128256), FilterCase(num_rows=7, vocab_size=151937)]
     if op == "paged_decode":
         return [dataclasses.replace(_DECODE, **change) for change in _CHANGES]
     changes = (*_CHANGES[:9], _ALL_KEYS, *_CHANGES[9:])
@@ -74,7 +76,8 @@ def check_mosaic(settings: Settings) -> None:
 def _check_all(impl: str, settings: Settings) -> None:
     """All ops' important cases before anybody's small ones."""
     every = [(op, case) for make in (llama_cases, parity_cases) for op in OP_NAMES for case in make(op)]
-    every = [(op, case) for op, case in every if impl != "mosaic" or case.dtype == "bfloat16"]
+    if impl == "mosaic":
+        every = [(op, case) for op, case in every if case.dtype == "bfloat16" or isinstance(case, FilterCase)]
     if settings.tiny:
         every = [[(op, case) for op, case in every if op == name and case in parity_cases(op)][1] for name in OP_NAMES]
     with ThreadPoolExecutor() as pool:

@@ -155,7 +155,7 @@ def _compile(graphdef: Any, params: Any, state: list, inputs: ForwardBatch, slot
         return cache, row_logits
 
     def sample(row_logits: Any, last_token: Any, slots: Any) -> Any:
-        last_token, tokens, _, _ = sample_step(row_logits, None, last_token, slots, None, None, None, None)
+        last_token, tokens, _, _ = sample_step(row_logits, None, last_token, slots, None, None, None, None, ops=ops)
         return last_token, tokens
 
     def together(params: Any, cache: Any, last_token: Any, batch: Any, slots: Any) -> Any:

@@ -124,7 +124,7 @@ class Lowering:
         shapes = [kv_shape(spec, num_pages, page_size) for spec in model.config.kv_specs]
         self._cache = [(jax.ShapeDtypeStruct(s, kv_dtype), jax.ShapeDtypeStruct(s, kv_dtype)) for s in shapes]
         self._forward = jax.jit(steps.forward_step, static_argnames=("graphdef", "ops"), donate_argnames=("cache",))
-        self._sample = jax.jit(steps.sample_step, donate_argnames=("last_token", "counts"))
+        self._sample = jax.jit(steps.sample_step, static_argnames=("ops",), donate_argnames=("last_token", "counts"))
         self._mask = jax.jit(steps.mask_step)
         self._prompt = jax.jit(steps.prompt_step, static_argnames=("graphdef",))
         self._counts = jax.jit(steps.counts_step, donate_argnames=("counts",))
@@ -138,7 +138,7 @@ class Lowering:
                 args = self._params, self._cache, _ints(self._num_slots), batch, slots
                 lowered = self._forward.lower(*args, graphdef=graphdef, ops=self._ops)
             case SampleKey():
-                lowered = self._sample.lower(*self.sample_args(key))
+                lowered = self._sample.lower(*self.sample_args(key), ops=self._ops)
             case MaskKey(num_rows):
                 lowered = self._mask.lower(self._row_logits(num_rows), _ints(num_rows, -(-config.vocab_size // 32)))
             case PromptKey(num_tokens):

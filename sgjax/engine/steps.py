@@ -71,6 +71,8 @@ def sample_step(
     penalties: PenaltyRows | None,
     counts: TokenCounts | None,
     asked_ids: jax.Array | None,
+    *,
+    ops: Ops,
 ) -> tuple[jax.Array, jax.Array, TokenCounts | None, Logprobs | None]:
     """Draws one token a row and keeps it on the device.
 
@@ -88,7 +90,7 @@ def sample_step(
     if penalties is not None:
         assert counts is not None
         adjusted = adjust(row_logits, penalties, counts.rows(slots))
-    tokens = argmax(adjusted) if rows is None else sample(adjusted, rows)
+    tokens = argmax(adjusted) if rows is None else sample(adjusted, rows, ops.sampling_threshold)
     last_token = last_token.at[slots].set(tokens, mode="drop")
     if counts is not None:
         counts = counts.add(slots, tokens)

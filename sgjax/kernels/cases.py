@@ -165,6 +165,53 @@ class WriteCase:
         return *(jnp.asarray(array, self.dtype) for array in arrays), jnp.asarray(kv_index)
 
 
+@dataclasses.dataclass(frozen=True)
+class FilterCase:
+    """One call of `sampling_threshold`, with every kind of row in turn.
+
+    Attributes:
+      peak: how peaked the rows are: weights are a uniform number to this power.
+    """
+
+    num_rows: int
+    vocab_size: int
+    peak: float = 4.0
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.num_rows}x{self.vocab_size}-peak{self.peak:g}"
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return {}
+
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The positional arguments' shapes, for compiling ahead of time."""
+        of_rows = [jax.ShapeDtypeStruct((self.num_rows,), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32)]
+        return jax.ShapeDtypeStruct((self.num_rows, self.vocab_size), jnp.float32), *of_rows
+
+    def make(self, seed: int = 0) -> tuple[jax.Array, ...]:
+        """Random positional arguments: weights, top_k, top_p, min_p.
+
+        Weights are multiples of 2^-10: the sums of some 10,000 are exact in any order, and many tie.
+        """
+        rng = np.random.default_rng(seed)
+        weights = np.round(rng.random((self.num_rows, self.vocab_size)) ** self.peak * 1024) / 1024
+        weights[np.arange(self.num_rows), rng.integers(0, self.vocab_size, self.num_rows)] = 1
+        kinds = [
+            (0, 1.0, 0.0),
+            (self.vocab_size // 3 + 1, 1.0, 0.0),
+            (0, 0.95, 0.0),
+            (3, 0.5, 0.0),
+            (self.vocab_size + 7, 0.3, 0.4),
+            (1, 1.0, 0.1),
+        ]
+        columns = zip(*(kinds[row % len(kinds)] for row in range(self.num_rows)), strict=True)
+        of_rows = (jnp.asarray(x, dtype) for x, dtype in zip(columns, ("int32", "float32", "float32"), strict=True))
+        return jnp.asarray(weights, jnp.float32), *of_rows
+
+
 def _summary(lens: tuple[int, ...]) -> str:
     """(7, 7, 7) as "3x7", other short tuples in full."""
     if len(set(lens)) == 1:

@@ -16,18 +16,30 @@ import jax
 from sgjax.kernels.native.build import unavailable
 from sgjax.kernels.paged_decode.api import PagedDecode
 from sgjax.kernels.paged_prefill.api import PagedPrefill
+from sgjax.kernels.sampling_threshold.api import SamplingThreshold
 from sgjax.kernels.tuning import tuned_path, with_tuning
 from sgjax.kernels.write_kv.api import WriteKV
 
 _logger = logging.getLogger(__name__)
 
-OP_NAMES = ("write_kv", "paged_decode", "paged_prefill")
+OP_NAMES = ("write_kv", "paged_decode", "paged_prefill", "sampling_threshold")
 IMPL_NAMES = ("reference", "xla", "native", "mosaic")
 
-# What "auto" tries, in order. XLA's scatter already writes the cache in place, so that is the first choice.
+# What "auto" tries, in order. XLA's scatter already writes the cache in place, so that is the first choice. Mosaic's
+# sampling threshold is left to be asked for until a GPU has timed it (docs/adr/0010-what-xla-fuses-alone.md).
 _AUTO: dict[str, dict[str, tuple[str, ...]]] = {
-    "cpu": {"write_kv": ("xla",), "paged_decode": ("native", "xla"), "paged_prefill": ("native", "xla")},
-    "gpu": {"write_kv": ("xla",), "paged_decode": ("mosaic", "xla"), "paged_prefill": ("mosaic", "xla")},
+    "cpu": {
+        "write_kv": ("xla",),
+        "paged_decode": ("native", "xla"),
+        "paged_prefill": ("native", "xla"),
+        "sampling_threshold": ("xla",),
+    },
+    "gpu": {
+        "write_kv": ("xla",),
+        "paged_decode": ("mosaic", "xla"),
+        "paged_prefill": ("mosaic", "xla"),
+        "sampling_threshold": ("xla",),
+    },
 }
 
 
@@ -41,6 +53,7 @@ class Ops:
     write_kv: WriteKV
     paged_decode: PagedDecode
     paged_prefill: PagedPrefill
+    sampling_threshold: SamplingThreshold
 
     @property
     def time_grows_with_table(self) -> bool:

@@ -4,9 +4,9 @@ Every setting is an array with one entry per row, so one compiled function serve
 randomness comes from a counter-based generator keyed by (seed, position) of the row: a draw never depends on the
 neighbours, the batch size or the step at which it happens.
 
-The vocabulary is looked at in blocks of `_BLOCK` ids. A filter then needs no sort: it finds its threshold by bisection
-over the bits of a float, first among the blocks with the largest maxima, and over the whole row only where those do not
-settle it. A draw picks a block, then a token within it, and so needs two random numbers a row instead of one a token.
+Filters need no sort: an operation of `sgjax.kernels` finds the least weight that they keep. A draw looks at the
+vocabulary in blocks of `_BLOCK` ids: it picks a block, then a token within it, and so needs two random numbers a row
+instead of one a token.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sgjax.kernels.sampling_threshold.api import SamplingThreshold
+from sgjax.kernels.sampling_threshold.xla import sampling_threshold
+
 _BLOCK = 32
-_CANDIDATE_BLOCKS = 256
-_ROWS_AT_ONCE = 8
-_FLOAT_BITS = 30  # of a float32 in [0, 1]
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +48,7 @@ class SamplingRows:
     position: jax.Array
 
 
-def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
+def sample(logits: jax.Array, rows: SamplingRows, threshold: SamplingThreshold = sampling_threshold) -> jax.Array:
     """Chooses a token per row.
 
     The order is SGLang's: temperature, top_k, top_p of what top_k kept (renormalised), min_p relative to the most
@@ -56,6 +56,7 @@ def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
 
     Args:
       logits: float32 (S, V); -inf forbids a token. A row of nothing but -inf gives token 0.
+      threshold: what finds the least weight that the filters keep.
 
     Returns:
       int32 (S,). A greedy row's is exactly the argmax, the lowest id on ties.
@@ -65,10 +66,12 @@ def sample(logits: jax.Array, rows: SamplingRows) -> jax.Array:
 
     def draw() -> jax.Array:
         weights = _weights(logits, jnp.where(greedy, 1.0, rows.temperature))
-        kept = jnp.where(weights >= _threshold(weights, rows, ~greedy)[:, None], weights, 0)
+        filters = jnp.where(greedy, 0, rows.top_k), jnp.where(greedy, 1.0, rows.top_p), rows.min_p
+        kept = jnp.where(weights >= threshold(weights, *filters)[:, None], weights, 0)
         return jnp.where(greedy, best, _draw(kept, _uniforms(rows)))
 
-    return lax.cond(greedy.all(), lambda: best, draw)
+    # Penalised rows may all be greedy. On a GPU a branch would cost the host a wait for the device.
+    return lax.platform_dependent(cpu=lambda: lax.cond(greedy.all(), lambda: best, draw), default=draw)
 
 
 def argmax(x: jax.Array) -> jax.Array:
@@ -113,87 +116,6 @@ def _weights(logits: jax.Array, temperature: jax.Array) -> jax.Array:
     """Probabilities relative to the most likely token's, which is 1. Shifted first, lest a temperature overflow."""
     shifted = logits - logits.max(-1, keepdims=True)
     return jnp.exp(shifted / temperature[:, None])
-
-
-def _threshold(weights: jax.Array, rows: SamplingRows, active: jax.Array) -> jax.Array:
-    """The smallest weight that the filters keep, float32 (S,). Rows that are not `active` keep everything."""
-    by_k = active & (rows.top_k > 0) & (rows.top_k < weights.shape[1])
-    by_p = active & (rows.top_p < 1)
-
-    def search() -> jax.Array:
-        total = weights.sum(-1)
-        blocks = _blocks(weights, 0)
-        if blocks.shape[1] <= _CANDIDATE_BLOCKS:
-            return _search(weights, total, rows, by_k, by_p)[1]
-        maxima, index = lax.top_k(blocks.max(-1), _CANDIDATE_BLOCKS)
-        candidates = jnp.take_along_axis(blocks, index[:, :, None], 1).reshape(len(weights), -1)
-        floor, found = _search(candidates, total, rows, by_k, by_p)
-        # No weight of the other blocks exceeds the least of these maxima, so what lies above it was all there. The
-        # nucleus of what top_k kept is settled only if that was.
-        settled = jnp.where(by_k, floor, found) > maxima.min(-1)
-        return _search_pending(weights, total, rows, by_k, by_p, found, (by_k | by_p) & ~settled)
-
-    unfiltered = jnp.zeros(len(weights), weights.dtype)
-    found = lax.cond((by_k | by_p).any(), search, lambda: unfiltered)
-    return jnp.where(active, jnp.maximum(found, rows.min_p), 0)
-
-
-def _search(
-    weights: jax.Array, total: jax.Array, rows: SamplingRows, by_k: jax.Array, by_p: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The threshold of top_k, and that with top_p of what top_k keeps. `total` is the mass of the whole row."""
-    unfiltered = jnp.zeros_like(total)
-    k = rows.top_k.astype(weights.dtype)
-    floor = lax.cond(by_k.any(), lambda: jnp.where(by_k, _bisect(weights, 1.0, k), 0), lambda: unfiltered)
-
-    def nucleus() -> jax.Array:
-        kept = jnp.where(by_k, _mass(weights, weights, floor), total)
-        return jnp.where(by_p, _bisect(weights, weights, rows.top_p * kept), 0)
-
-    return floor, jnp.maximum(floor, lax.cond(by_p.any(), nucleus, lambda: unfiltered))
-
-
-def _search_pending(
-    weights: jax.Array,
-    total: jax.Array,
-    rows: SamplingRows,
-    by_k: jax.Array,
-    by_p: jax.Array,
-    found: jax.Array,
-    pending: jax.Array,
-) -> jax.Array:
-    """Replaces `found` by a search of the whole row where it is `pending`, a few rows at a time: mostly few are."""
-    num_rows = min(_ROWS_AT_ONCE, len(weights))
-
-    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        found, pending = state
-        picked = lax.top_k(pending.astype(jnp.int32), num_rows)[1]
-        searched = _search(*jax.tree.map(lambda x: x[picked], (weights, total, rows, by_k, by_p)))[1]
-        found = found.at[picked].set(jnp.where(pending[picked], searched, found[picked]))
-        return found, pending.at[picked].set(False)
-
-    return lax.while_loop(lambda state: state[1].any(), step, (found, pending))[0]
-
-
-def _mass(weights: jax.Array, values: jax.Array | float, threshold: jax.Array) -> jax.Array:
-    """Sum of the values whose weights reach the threshold."""
-    return jnp.where(weights >= threshold[:, None], values, 0).sum(-1)
-
-
-def _bisect(weights: jax.Array, values: jax.Array | float, wanted: jax.Array) -> jax.Array:
-    """The largest threshold with `_mass` of at least `wanted`, exactly.
-
-    The bits of non-negative floats order as integers, so the threshold is built from its highest bit down. With a value
-    of 1 it is the k-th largest weight (float32 counts are exact far beyond any vocabulary).
-    """
-
-    def step(i: jax.Array, bits: jax.Array) -> jax.Array:
-        candidate = bits | (1 << (_FLOAT_BITS - 1 - i))
-        mass = _mass(weights, values, lax.bitcast_convert_type(candidate, jnp.float32))
-        return jnp.where(mass >= wanted, candidate, bits)
-
-    bits = lax.fori_loop(0, _FLOAT_BITS, step, jnp.zeros(len(weights), jnp.int32))
-    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _uniforms(rows: SamplingRows) -> jax.Array:

@@ -64,7 +64,7 @@ def test_figures_are_held_against_the_measured_ceilings(result):
     assert {"python", "jax", "jaxlib", "flax"} <= set(result["versions"])
     assert result["device"] == "cpu"
     for row in result["rows"]:
-        if row["part"] in ("decode", "cascade", "step 1B") and "seconds" in row:
+        if row["part"] in ("decode", "cascade", "sampling", "step 1B") and "seconds" in row:
             expected = row["bytes"] / row["seconds"] / 1e9 / result["ceilings"]["read_gb_per_s"]
             assert row["fraction_of_ceiling"] == pytest.approx(expected)
         if row["part"] == "prefill":

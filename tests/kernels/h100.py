@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -24,6 +25,8 @@ from sgjax.kernels.paged_decode import mosaic as decode_mosaic
 from sgjax.kernels.paged_decode import specs as decode_specs
 from sgjax.kernels.paged_prefill import mosaic as prefill_mosaic
 from sgjax.kernels.paged_prefill import specs as prefill_specs
+from sgjax.kernels.sampling_threshold import mosaic as threshold_mosaic
+from sgjax.kernels.sampling_threshold import specs as threshold_specs
 from sgjax.kernels.write_kv import mosaic as write_mosaic
 from sgjax.kernels.write_kv import specs as write_specs
 from tests.kernels import hlo_bytes
@@ -92,6 +95,7 @@ def kernels() -> list[tuple[str, Callable[..., Any], Any, tuple[int, ...], int]]
         *(("paged_decode", decode_mosaic.paged_decode, case, (), programs) for case, programs in decode),
         *(("paged_prefill", prefill_mosaic.paged_prefill, case, (), 2) for case in prefill),
         ("write_kv", write_mosaic.write_kv, write_specs.BENCHMARK_GPU[0], (0, 1), 2),
+        ("sampling_threshold", threshold_mosaic.sampling_threshold, threshold_specs.BENCHMARK_GPU[-1], (), 3),
     ]
 
 
@@ -153,7 +157,11 @@ def main() -> None:
     for name, step_args in steps.items():
         step = compile_step(sharding, dump, *step_args)
         report["steps"][name] = step | {"compiled": take_reports(dump)}
-    report["greedy"] = compile_sampling(sharding, dump, SampleKey(64, sampled=False, penalised=False, logprobs=False))
+    greedy = SampleKey(64, sampled=False, penalised=False, logprobs=False)
+    report["greedy"] = compile_sampling(sharding, dump, "*=auto", greedy)
+    take_reports(dump)
+    sampled = dataclasses.replace(greedy, sampled=True)
+    report["sampled"] = compile_sampling(sharding, dump, "sampling_threshold=mosaic", sampled)
     print(json.dumps(report))
 
 

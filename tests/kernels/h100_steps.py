@@ -77,18 +77,19 @@ def compile_step(
     }
 
 
-def compile_sampling(sharding: jax.sharding.Sharding, dump: Path, key: SampleKey) -> dict[str, Any]:
+def compile_sampling(
+    sharding: jax.sharding.Sharding, dump: Path, kernel_choices: str, key: SampleKey
+) -> dict[str, Any]:
     """What the second call of a step moves and launches, with as many slots as rows."""
     model = llama_8b(1, sharding)
-    lowering = Lowering(
-        model, resolve("*=auto", "gpu"), num_slots=key.num_rows, num_pages=1, page_size=16, kv_dtype="bfloat16"
-    )
+    ops = resolve(kernel_choices, "gpu")
+    lowering = Lowering(model, ops, num_slots=key.num_rows, num_pages=1, page_size=16, kv_dtype="bfloat16")
     on_device = jax.tree.map(
         lambda arg: jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=sharding), lowering.sample_args(key)
     )
-    step = jax.jit(steps.sample_step, donate_argnames=("last_token", "counts"))
-    compiled = step.lower(*on_device).compile()
-    traffic = hlo_bytes.traffic(hlo_bytes.parse(compiled.as_text() or ""), cache_shape=(), kv_bytes=0)
+    step = jax.jit(steps.sample_step, static_argnames=("ops",), donate_argnames=("last_token", "counts"))
+    compiled = step.lower(*on_device, ops=ops).compile()
+    traffic = hlo_bytes.traffic(hlo_bytes.parse(compiled.as_text() or ""))
     return {
         "logits_bytes": key.num_rows * model.config.vocab_size * 4,
         "moved_bytes": sum(kernel.parameter_bytes + kernel.activation_bytes for kernel in traffic),

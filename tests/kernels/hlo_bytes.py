@@ -42,6 +42,10 @@ class Instruction:
     def num_bytes(self) -> int:
         return sum(_DTYPE_BYTES[dtype] * math.prod(dims) for dtype, dims in self.shapes)
 
+    def has_shape(self, dimensions: tuple[int, ...] | None) -> bool:
+        """Whether one of the results has these dimensions."""
+        return any(dims == dimensions for _, dims in self.shapes)
+
     @property
     def is_kernel(self) -> bool:
         return self.kind not in _NO_KERNEL
@@ -70,13 +74,15 @@ def parse(hlo: str) -> dict[str, Computation]:
     return computations
 
 
-def traffic(computations: dict[str, Computation], cache_shape: tuple[int, ...], kv_bytes: int) -> list[Traffic]:
+def traffic(
+    computations: dict[str, Computation], cache_shape: tuple[int, ...] | None = None, kv_bytes: int = 0
+) -> list[Traffic]:
     """What the kernels of a step move, in order.
 
     Args:
       computations: a parsed module.
-      cache_shape: of one layer's keys or values. A Mosaic kernel that takes caches and gives none back attends over
-        `kv_bytes` of them. One that gives them back has written its other operands into them.
+      cache_shape: of one layer's keys or values, if the step has them. A Mosaic kernel that takes caches and gives none
+        back attends over `kv_bytes` of them. One that gives them back has written its other operands into them.
     """
     entry = computations["ENTRY"]
     found = []
@@ -92,7 +98,7 @@ def traffic(computations: dict[str, Computation], cache_shape: tuple[int, ...], 
         of_parameters = sum(
             num_bytes
             for operand, num_bytes in zip(operands, read, strict=True)
-            if _source(operand, entry).kind == "parameter" or operand.shapes[0][1] == cache_shape
+            if _source(operand, entry).kind == "parameter" or operand.has_shape(cache_shape)
         )
         found.append(Traffic(instruction.name, of_parameters, sum(read) - of_parameters + written))
     return found
@@ -117,11 +123,11 @@ def _source(instruction: Instruction, computation: Computation) -> Instruction:
 
 
 def _custom_call_bytes(
-    call: Instruction, operands: list[Instruction], cache_shape: tuple[int, ...], kv_bytes: int
+    call: Instruction, operands: list[Instruction], cache_shape: tuple[int, ...] | None, kv_bytes: int
 ) -> tuple[list[float], float]:
     """Bytes read of each operand, and written: of our kernels, from their contracts."""
-    is_cache = [operand.shapes[0][1] == cache_shape for operand in operands]
-    in_place = any(dims == cache_shape for _, dims in call.shapes)
+    is_cache = [operand.has_shape(cache_shape) for operand in operands]
+    in_place = call.has_shape(cache_shape)
     of_cache = 0.0 if in_place or not any(is_cache) else kv_bytes / sum(is_cache)
     read = [of_cache if cache else operand.num_bytes for cache, operand in zip(is_cache, operands, strict=True)]
     return read, sum(read) if in_place else call.num_bytes

@@ -12,12 +12,14 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from sgjax.kernels import resolve
-from sgjax.kernels.cases import AttentionCase, WriteCase
+from sgjax.kernels.cases import AttentionCase, FilterCase, WriteCase
 from sgjax.kernels.paged_decode import mosaic as decode_mosaic
 from sgjax.kernels.paged_decode import reference as decode_reference
 from sgjax.kernels.paged_prefill import mosaic as prefill_mosaic
 from sgjax.kernels.paged_prefill import reference as prefill_reference
 from sgjax.kernels.paged_prefill import specs as prefill_specs
+from sgjax.kernels.sampling_threshold import mosaic as threshold_mosaic
+from sgjax.kernels.sampling_threshold import reference as threshold_reference
 from sgjax.kernels.write_kv import mosaic as write_mosaic
 from sgjax.kernels.write_kv import reference as write_reference
 from sgjax.kernels.write_kv import specs as write_specs
@@ -103,6 +105,19 @@ def test_write_kv(case, capsys):
     out = _interpreted(write_mosaic.write_kv, args, {}, capsys)
     for cache, expected in zip(out, write_reference.write_kv(*args), strict=True):
         np.testing.assert_array_equal(np.asarray(cache, np.float32), np.asarray(expected, np.float32))
+
+
+def test_sampling_threshold(capsys):
+    """Rows in clusters of two blocks, one of which is filled up: no filter, top_p, top_k and top_p."""
+    args = tuple(x[np.array([0, 2, 3])] for x in FilterCase(num_rows=4, vocab_size=1900).make())
+    out = _interpreted(partial(threshold_mosaic.sampling_threshold, lines_per_block=8), args, {}, capsys)
+    np.testing.assert_array_equal(out, threshold_reference.sampling_threshold(*args))
+
+
+def test_sampling_threshold_names_a_vocabulary_that_is_too_large():
+    shapes = FilterCase(num_rows=2, vocab_size=262_145).shapes()
+    with pytest.raises(NotImplementedError, match=r"vocabulary is 262145.*up to 262144"):
+        jax.eval_shape(threshold_mosaic.sampling_threshold, *shapes)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from sgjax.kernels import resolve
-from sgjax.kernels.cases import AttentionCase, WriteCase
+from sgjax.kernels.cases import AttentionCase, FilterCase, WriteCase
 from sgjax.kernels.lse import add_sinks, merge
 from sgjax.kernels.paged_decode import specs as decode_specs
 from sgjax.kernels.paged_prefill import specs as prefill_specs
+from sgjax.kernels.sampling_threshold import specs as threshold_specs
 from sgjax.kernels.write_kv import specs as write_specs
 
 REFERENCE, XLA = resolve("*=reference", "cpu"), resolve("*=xla", "cpu")
@@ -43,7 +44,7 @@ PREFILL = (
 )
 
 
-def _name(case: AttentionCase | WriteCase) -> str:
+def _name(case: AttentionCase | WriteCase | FilterCase) -> str:
     return case.name
 
 
@@ -203,3 +204,18 @@ def test_write_kv_is_in_place_when_donated(dtype):
     assert memory.temp_size_in_bytes < cache_bytes / 4
     for shape in re.findall(r"= \w+\[([\d,]+)\]\S* (?:copy|convert|transpose)\(", compiled.as_text()):
         assert math.prod(map(int, shape.split(","))) < math.prod(shapes[0].shape), f"copies an array of shape {shape}"
+
+
+@pytest.mark.parametrize("case", threshold_specs.PARITY, ids=_name)
+def test_sampling_threshold(case):
+    """To the bit: the cases' weights have exact sums."""
+    weights, top_k, top_p, min_p = (np.asarray(x) for x in case.make())
+    found = _run(XLA.sampling_threshold, case)
+    np.testing.assert_array_equal(found, _run(REFERENCE.sampling_threshold, case))
+    for row, threshold, k, p, least in zip(weights, found, top_k, top_p, min_p, strict=True):
+        kept = np.sort(row)[::-1]
+        if 0 < k < len(row):
+            kept = kept[kept >= kept[k - 1]]
+        if p < 1:
+            kept = kept[: np.argmax(kept.cumsum() >= p * kept.sum()) + 1]
+        np.testing.assert_array_equal(row >= threshold, (row >= kept[-1]) & (row >= least))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgjax.kernels.sampling_threshold.xla import sampling_threshold
 from sgjax.layers import sampling
 
 VOCAB = 20_011  # more than the candidate blocks hold, and no multiple of their length
@@ -54,7 +55,7 @@ def kept_by_numpy(logits: np.ndarray, temperature: float, top_k: int, top_p: flo
 @jax.jit
 def kept_mask(logits: jax.Array, rows: sampling.SamplingRows) -> jax.Array:
     weights = sampling._weights(logits, rows.temperature)
-    threshold = sampling._threshold(weights, rows, jnp.ones(len(logits), bool))
+    threshold = sampling_threshold(weights, rows.top_k, rows.top_p, rows.min_p)
     return (weights >= threshold[:, None]) & (weights > SMALLEST)
 
 
