@@ -87,13 +87,17 @@ def kernels() -> list[tuple[str, Callable[..., Any], Any, tuple[int, ...], int]]
         (AttentionCase(**eight, group=8, head_dim=256, page_size=64), 1),
         (AttentionCase(**eight, group=64, head_dim=128, page_size=64), 1),
     )
+    four: dict[str, Any] = dict(q_lens=(64,) * 4, kv_lens=(300,) * 4)
     prefill = (
         prefill_specs.BENCHMARK_GPU[0],
-        AttentionCase(q_lens=(64,) * 4, kv_lens=(300,) * 4, num_kv_heads=3, group=3, page_size=32, window=64),
+        AttentionCase(**four, group=8, page_size=16, window=64, sinks=True, return_lse=True),
+        AttentionCase(**four, group=3, head_dim=96, page_size=32, soft_cap=30.0),
+        AttentionCase(**four, head_dim=256, page_size=128, window=64, soft_cap=30.0),
+        AttentionCase(**four, group=8, head_dim=80, page_size=16, causal=False, kv_dtype="float8_e4m3fn"),
     )
     return [
         *(("paged_decode", decode_mosaic.paged_decode, case, (), programs) for case, programs in decode),
-        *(("paged_prefill", prefill_mosaic.paged_prefill, case, (), 2) for case in prefill),
+        *(("paged_prefill", prefill_mosaic.paged_prefill, case, (), 1) for case in prefill),
         ("write_kv", write_mosaic.write_kv, write_specs.BENCHMARK_GPU[0], (0, 1), 2),
         ("sampling_threshold", threshold_mosaic.sampling_threshold, threshold_specs.BENCHMARK_GPU[-1], (), 3),
     ]
@@ -108,8 +112,14 @@ def take_reports(dump: Path) -> dict[str, dict[str, int]]:
         text += subprocess.run(command, capture_output=True, text=True, check=True).stderr
     pattern = r"entry function '([^']+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
     found = re.findall(pattern, text, re.DOTALL)
+    # ptxas says so where it waits for each wgmma before the next.
+    serialized = set(re.findall(r"wgmma.mma_async instructions are serialized.*? in the function '([^']+)'", text))
     use = {
-        name: {"registers": int(registers), "spilled_bytes": int(stored) + int(loaded)}
+        name: {
+            "registers": int(registers),
+            "spilled_bytes": int(stored) + int(loaded),
+            "serialized": name in serialized,
+        }
         for name, stored, loaded, registers in found
     }
     # Mosaic's code for the host: the grid, the cluster, the threads and the dynamic shared memory.

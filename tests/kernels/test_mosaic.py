@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -17,7 +18,6 @@ from sgjax.kernels.paged_decode import mosaic as decode_mosaic
 from sgjax.kernels.paged_decode import reference as decode_reference
 from sgjax.kernels.paged_prefill import mosaic as prefill_mosaic
 from sgjax.kernels.paged_prefill import reference as prefill_reference
-from sgjax.kernels.paged_prefill import specs as prefill_specs
 from sgjax.kernels.sampling_threshold import mosaic as threshold_mosaic
 from sgjax.kernels.sampling_threshold import reference as threshold_reference
 from sgjax.kernels.write_kv import mosaic as write_mosaic
@@ -26,12 +26,6 @@ from sgjax.kernels.write_kv import specs as write_specs
 
 # Shared memory that was never written is NaN in the interpreter, and rows past a block's are computed and dropped.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
-
-
-def _worthwhile(cases: tuple[AttentionCase, ...]) -> list[AttentionCase]:
-    """The cases that seconds of interpreting are spent on: window and cap together, or neither."""
-    bfloat16 = [case for case in cases if case.dtype == "bfloat16"]
-    return [case for case in bfloat16 if case.kv_lens != (1,) and (case.window is None) == (case.soft_cap is None)]
 
 
 _FLOAT8: dict[str, Any] = dict(kv_dtype="float8_e4m3fn")
@@ -44,10 +38,35 @@ _DECODE = (  # With the number of programs: more of them cut rows into more piec
     (AttentionCase(kv_lens=(33, 0, 5), num_kv_heads=1, group=128, page_size=32), 2),  # A head's queries are two items.
     (AttentionCase(kv_lens=(0, 0), sinks=True, return_lse=True), 1),
 )
-_PREFILL = (
-    *_worthwhile(prefill_specs.PARITY),
-    AttentionCase(q_lens=(2, 1), kv_lens=(20, 1), num_kv_heads=1, group=71),  # A token's heads fill over one block.
-    AttentionCase(q_lens=(5, 0, 30), kv_lens=(70, 9, 40), window=7, soft_cap=5.0, group=5, head_dim=128, page_size=32),
+_PREFILL = (  # With sizes: few programs, so that each goes through several tiles.
+    (AttentionCase(q_lens=(1, 70, 0, 5, 0), kv_lens=(30, 200, 0, 16, 32), num_tokens=140, num_kv_heads=1), {}),
+    (AttentionCase(q_lens=(100, 8), kv_lens=(600, 513), window=100, soft_cap=2.0, num_kv_heads=1, group=3), {}),
+    (
+        AttentionCase(q_lens=(20,), kv_lens=(150,), num_kv_heads=1, group=12, head_dim=96, sinks=True, return_lse=True),
+        {},
+    ),
+    (
+        AttentionCase(
+            q_lens=(5, 0, 40),
+            kv_lens=(600, 40, 0),
+            causal=False,
+            sinks=True,
+            num_kv_heads=1,
+            page_size=32,
+            note="2parts",
+        ),
+        {},
+    ),
+    (
+        AttentionCase(q_lens=(20, 3), kv_lens=(150, 3), num_kv_heads=1, group=8, head_dim=80, page_size=128),
+        dict(block_keys=64, num_stages=3),
+    ),
+    (
+        AttentionCase(
+            q_lens=(40,), kv_lens=(170,), num_kv_heads=1, head_dim=256, page_size=64, kv_dtype="float8_e4m3fn"
+        ),
+        {},
+    ),
 )
 
 
@@ -90,11 +109,39 @@ def test_decode_shares_units_out_evenly():
     assert work.first_rows.tolist() == [0, 0, 0, 2]  # of units 0, 6, 12 and 18
 
 
-@pytest.mark.parametrize("case", _PREFILL, ids=lambda case: case.name)
-def test_paged_prefill(case, capsys):
+@pytest.mark.parametrize(("case", "sizes"), _PREFILL, ids=lambda value: getattr(value, "name", ""))
+def test_paged_prefill(case, sizes, capsys):
     args = case.make()
-    out = _interpreted(prefill_mosaic.paged_prefill, args, case.kwargs, capsys)
+    options = dict(tuning=prefill_mosaic.Tuning(num_programs=2, **sizes), interpreted=True)
+    out = _interpreted(prefill_mosaic.paged_prefill, args, case.kwargs | options, capsys)
     _assert_close(out, jax.jit(partial(prefill_reference.paged_prefill, **case.kwargs))(*args))
+
+
+@pytest.mark.parametrize("window", [None, 1, 50, 200])
+def test_prefill_tiles_are_the_batch_with_the_most_work_first(window):
+    """Each token is in one tile, no block that is left out is seen, and what goes without a mask is seen in full."""
+    q_starts, kv_lens, num_tokens = (3, 3, 4, 104, 104, 107), (5, 300, 220, 0, 107), 130
+    case = AttentionCase(kv_lens=kv_lens, q_lens=(1,) * 5)
+    q, k_cache, *_ = case.make()
+    plan = prefill_mosaic._make_plan(q, k_cache, case.kwargs | dict(window=window))
+    arrays = prefill_mosaic._make_tiles(jnp.asarray(kv_lens), jnp.asarray(q_starts), num_tokens, plan)
+    tiles = [prefill_mosaic._Tile(*map(int, fields)) for fields in arrays[0]]
+    tokens = [token for tile in tiles for token in range(tile.first_token, tile.first_token + tile.num_tokens)]
+    assert sorted(tokens) == list(range(num_tokens))
+    assert [tile.num_blocks for tile in tiles] == sorted((tile.num_blocks for tile in tiles), reverse=True)
+    for tile in tiles:
+        positions = tile.first_position + np.arange(tile.num_tokens)[:, None]
+        keys = np.arange(3 * plan.block_keys)
+        visible = (keys <= positions) & (keys > positions - (window or 1000)) & (tile.kv_len > 0)
+        blocks = visible.reshape(len(positions), 3, plan.block_keys)
+        begin = tile.end - tile.num_blocks
+        assert not blocks[:, :begin].any()
+        assert not blocks[:, tile.end :].any()
+        assert blocks[:, begin + tile.num_early : tile.end - tile.num_late].all()
+        if tile.num_tokens and tile.kv_len:
+            row = tile.sequence
+            assert tile.kv_len == kv_lens[row]
+            assert tile.first_position == kv_lens[row] - q_starts[row + 1] + tile.first_token
 
 
 @pytest.mark.parametrize(
