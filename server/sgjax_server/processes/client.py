@@ -111,7 +111,9 @@ class EngineClient:
     async def _receive(self) -> None:
         try:
             while self.is_alive:
-                self._take(messages.decode_from_engine(await self._in.recv()))
+                frame = await self._in.recv()
+                if self.failure is None:  # else all requests have been ended meanwhile, and nobody waits for this
+                    self._take(messages.decode_from_engine(frame))
         except Exception as error:  # a defect: whoever waits must hear of it all the same
             _logger.exception("a message of the engine could not be taken")
             self.fail(f"a message of the engine could not be taken: {error!r}")
