@@ -145,6 +145,9 @@ def paged_decode(
     return (out, lse[:, :heads].reshape(num_rows, num_kv_heads, group)) if return_lse else out
 
 
+paged_decode.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def _check_supported(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array) -> None:
     check_device()
     if q.dtype != jnp.bfloat16:

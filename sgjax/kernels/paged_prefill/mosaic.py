@@ -130,6 +130,9 @@ def paged_prefill(
     return out, _lse_of_tokens(lse_tiles[0], places, first_tiles, kv_lens, q_starts, num_tokens, plan)
 
 
+paged_prefill.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def _check(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, window: int | None, causal: bool) -> None:
     check_device()
     if not causal and window is not None:
