@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive
 
 from sgjax.errors import EngineError, QueueFull
-from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError, SamplingParams
+from sgjax.types import GenerateOutput, Request, RequestError, SamplingParams
+from sgjax_server.delivery import Delivery, Deltas, Take
 from sgjax_server.errors import ClientGone
 
 if TYPE_CHECKING:
+    from sgjax.engine import RequestHandle
     from sgjax_server.engine_api import ServedEngine
     from sgjax_server.routes.context import Context
 
@@ -68,7 +71,7 @@ class Call:
         self._engine = engine = context.engine
         self._record = context.record
         self._num_running = {request.rid: request.sampling.n for request in requests}
-        self._handles = []
+        self._handles: list[RequestHandle] = []
         if len(self._num_running) < len(requests):
             raise RequestError("rid", "the ids of a batch must differ")
         engine.info.check_in_flight(requests)
@@ -103,79 +106,47 @@ class Call:
 
     async def collect(self) -> list[list[GenerateOutput]]:
         """The finished samples of each request, in order."""
-        results = []
-        for request, handle in zip(self.requests, self._handles, strict=True):
-            samples = [GenerateOutput(request.rid, i, request.input_ids) for i in range(request.sampling.n)]
-            async for delta in handle:
-                self._note(delta)
-                samples[delta.index].add(delta)
-            results.append(samples)
+        results = [
+            [GenerateOutput(request.rid, i, request.input_ids) for i in range(request.sampling.n)]
+            for request in self.requests
+        ]
+
+        def add(deltas: Deltas) -> None:
+            for number, delta in deltas:
+                results[number][delta.index].add(delta)
+
+        await self.deliver(add)
         return results
 
-    async def deltas(self, interval: int) -> AsyncIterator[tuple[int, OutputDelta]]:
-        """What becomes visible, as (number of the request, delta), in order of arrival.
+    async def deliver(self, take: Take, interval: int = 1) -> None:
+        """Hands what becomes visible to `take`, until every sample has finished; see `Delivery`.
 
-        Deltas of one sample are merged until there is text from at least `interval` tokens, or the end, and further
-        while more of them have already arrived, as when the client reads slowly.
+        Raises:
+          RequestError, QueueFull, EngineError: a request has ended with it. What `take` raises.
         """
-        held: dict[tuple[int, int], OutputDelta] = {}
-        async for number, delta, is_last in self._arrivals():
-            if delta is not None:
-                self._note(delta)
-                key = (number, delta.index)
-                held[key] = _join(held[key], delta) if key in held else delta
-            for key, joined in list(held.items()) if is_last else ():
-                if joined.finish is not None or (joined.text and len(joined.token_ids) >= interval):
-                    del held[key]
-                    yield key[0], joined
-
-    def _note(self, delta: OutputDelta) -> None:
-        if delta.finish is not None:
-            self._num_running[delta.rid] -= 1
-            self._record.end(delta.rid, delta.index, delta.finish, delta.receipt)
-
-    async def _arrivals(self) -> AsyncIterator[tuple[int, OutputDelta | None, bool]]:
-        """(Number of the request, delta or None at its end, whether nothing further has arrived yet)."""
-        if len(self._handles) == 1:
-            (handle,) = self._handles
-            async for delta in handle:
-                yield 0, delta, not handle.has_queued
-            return
-        queue: asyncio.Queue[tuple[int, OutputDelta | None]] = asyncio.Queue()
-
-        async def pump(number: int) -> None:
-            try:
-                async for delta in self._handles[number]:
-                    queue.put_nowait((number, delta))
-            finally:
-                queue.put_nowait((number, None))
-
-        tasks = [asyncio.create_task(pump(number)) for number in range(len(self._handles))]
+        delivery = Delivery(take, interval, sum(self._num_running.values()))
+        for number in range(len(self._handles)):
+            self._handles[number].notify(functools.partial(self._arrived, number, delivery))
         try:
-            num_open = len(tasks)
-            while num_open:
-                number, delta = await queue.get()
-                if delta is None:
-                    num_open -= 1
-                    await tasks[number]  # raises what the handle raised
-                yield number, delta, queue.empty()
+            await delivery.ended
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            delivery.cancel()
 
-
-def _join(first: OutputDelta, second: OutputDelta) -> OutputDelta:
-    """Two deltas of one sample, in order, as one."""
-    first.text += second.text
-    first.token_ids.extend(second.token_ids)
-    if second.logprobs is not None:
-        first.logprobs = (first.logprobs or []) + second.logprobs
-    if second.prompt_logprobs is not None:
-        first.prompt_logprobs = second.prompt_logprobs
-    first.finish = second.finish
-    first.receipt = second.receipt or first.receipt
-    return first
+    def _arrived(self, number: int, delivery: Delivery) -> None:
+        """Something has come to the handle of a request."""
+        if delivery.ended.done():  # nobody is there for it any more
+            return
+        deltas = []
+        try:
+            for delta in self._handles[number].take():
+                if delta.finish is not None:
+                    self._num_running[delta.rid] -= 1
+                    self._record.end(delta.rid, delta.index, delta.finish, delta.receipt)
+                deltas.append(delta)
+        except Exception as error:
+            delivery.fail(error)
+        else:
+            delivery.put(number, deltas)
 
 
 async def started(call: Call, receive: Receive) -> None:

@@ -40,7 +40,7 @@ class LiveFeed:
           with_texts: tell how the cached prompts and answers begin, not only how long they are.
         """
         self._num_watchers += 1
-        return sse.EventStream(self._events(with_texts), self._leave)
+        return sse.EventStream(functools.partial(sse.write_each, self._events(with_texts)), self._leave)
 
     def close(self) -> None:
         """Ends all streams, also those that come later: a server that stops does not wait for who only watches."""

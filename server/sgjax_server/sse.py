@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,6 +21,8 @@ from sgjax_server.middleware.timeout import taken_timeout, timeout_error
 _LAST_WORDS_S = 1.0
 
 DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.Encoder().encode
 
 
 def event(data: Mapping[str, Any]) -> bytes:
@@ -35,6 +38,21 @@ def named_event(name: str, data: Mapping[str, Any]) -> bytes:
 def line(data: Mapping[str, Any]) -> bytes:
     """One JSON object on a line of its own, as Ollama streams them."""
     return to_json(data, inf_nan_mode="null") + b"\n"
+
+
+class EventHead:
+    """Encodes events with JSON objects that all begin with the same fields: these are encoded once.
+
+    Args:
+      fields: one at least. These and the others hold no numbers of more than 64 bits.
+    """
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self._start = b"data: " + _encode(fields)[:-1] + b","
+
+    def event(self, fields: Mapping[str, Any]) -> bytes:
+        """One event; `fields`, one at least, follow those of the head."""
+        return b"%b%b\n\n" % (self._start, _encode(fields)[1:])
 
 
 @dataclass(frozen=True)
@@ -73,20 +91,49 @@ RESPONSES = StreamForm("text/event-stream", lambda error: named_event("error", r
 OLLAMA = StreamForm("application/x-ndjson", lambda error: line(ollama_error(error)))
 
 
+class Writer:
+    """Sends the body of a stream, piece by piece. Pieces may be empty."""
+
+    def __init__(self, send: Send):
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+
+    async def write(self, piece: bytes) -> None:
+        """Sends a piece, which takes as long as the client needs to make room for it."""
+        if piece:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    def write_now(self, piece: bytes) -> asyncio.Task[None] | None:
+        """Sends a piece without a switch of tasks where the connection has room for it; else returns what will."""
+        task = asyncio.Task(self.write(piece), loop=self._loop, eager_start=True)
+        if not task.done():
+            return task
+        task.result()
+        return None
+
+
+async def write_each(pieces: AsyncIterator[bytes], out: Writer) -> None:
+    """The body of a stream whose pieces come from an iterator."""
+    async for piece in pieces:
+        await out.write(piece)
+
+
 class EventStream(Response):
     """Sends events as they come, then the form's end. An error on the way is an event, since the status is out.
 
     Args:
-      events: encoded events.
+      body: writes encoded events.
       close: called exactly once, whether the stream ended, failed or lost its client.
       form: of the API whose route this is.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], form: StreamForm = OPENAI):
+    def __init__(
+        self, body: Callable[[Writer], Coroutine[Any, Any, None]], close: Callable[[], None], form: StreamForm = OPENAI
+    ):
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(headers=headers, media_type=form.media_type)
         del self.headers["content-length"]
-        self._events = events
+        self._body = body
         self._close = close
         self._form = form
 
@@ -110,8 +157,7 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for chunk in self._events:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await self._body(Writer(send))
         except OSError:
             return  # the client is gone
         except Exception as error:

@@ -19,6 +19,8 @@ Refusal = RequestError | QueueFull | EngineError
 class RequestHandle:
     """Where one request's deltas arrive. Iterate it (or `async for`) once, until every sample has finished.
 
+    In an event loop `notify` and `take` are there for who wants them in the moment in which they arrive.
+
     Args:
       loop: the event loop that will iterate; None for a plain thread.
     """
@@ -29,12 +31,8 @@ class RequestHandle:
         self._num_open = request.sampling.n
         self._started: threading.Event | asyncio.Event = threading.Event() if loop is None else asyncio.Event()
         self._refusal: Refusal | None = None
-        self._deltas: queue.SimpleQueue | asyncio.Queue = queue.SimpleQueue() if loop is None else asyncio.Queue()
-
-    @property
-    def has_queued(self) -> bool:
-        """Whether something has arrived that was not read yet; a reader that lags may join such deltas."""
-        return not self._deltas.empty()
+        self._items: queue.SimpleQueue[OutputDelta | Refusal] = queue.SimpleQueue()
+        self._on_arrival: Callable[[], None] | None = None
 
     async def started(self) -> None:
         """Waits until the engine has queued the request, which for a grammar is when it has been compiled.
@@ -58,12 +56,32 @@ class RequestHandle:
         """Lets `started` return. Called like `put`."""
         self._started.set()
 
-    def put(self, item: OutputDelta | Refusal) -> None:
+    def put(self, *items: OutputDelta | Refusal) -> None:
         """Called in `loop` where there is one, else by the engine's thread."""
-        if isinstance(item, Exception) and not self._started.is_set():
-            self._refusal = item
-        self._started.set()
-        self._deltas.put(item) if self.loop is None else self._deltas.put_nowait(item)
+        if not self._started.is_set():
+            if isinstance(items[0], Exception):
+                self._refusal = items[0]
+            self._started.set()
+        for item in items:
+            self._items.put(item)
+        if self._on_arrival is not None:
+            self._on_arrival()
+
+    def notify(self, on_arrival: Callable[[], None]) -> None:
+        """Has `on_arrival` called in the event loop when something arrives; at once if something has already."""
+        assert self.loop is not None, "submitted without an event loop: use `for`"
+        self._on_arrival = on_arrival
+        if not self._items.empty():
+            on_arrival()
+
+    def take(self) -> Iterator[OutputDelta]:
+        """What has arrived and was not taken yet; waits for nothing.
+
+        Raises:
+          RequestError, QueueFull, EngineError: the request has ended with it.
+        """
+        while not self._items.empty():
+            yield self._accept(self._items.get())
 
     def _accept(self, item: OutputDelta | Refusal) -> OutputDelta:
         if isinstance(item, Exception):
@@ -72,14 +90,18 @@ class RequestHandle:
         return item
 
     def __iter__(self) -> Iterator[OutputDelta]:
-        assert isinstance(self._deltas, queue.SimpleQueue), "submitted for an event loop: use `async for`"
+        assert self.loop is None, "submitted for an event loop: use `async for`"
         while self._num_open:
-            yield self._accept(self._deltas.get())
+            yield self._accept(self._items.get())
 
     async def __aiter__(self) -> AsyncIterator[OutputDelta]:
-        assert isinstance(self._deltas, asyncio.Queue), "submitted without an event loop: use `for`"
+        arrived = asyncio.Event()
+        self.notify(arrived.set)
         while self._num_open:
-            yield self._accept(await self._deltas.get())
+            await arrived.wait()
+            arrived.clear()
+            for delta in self.take():
+                yield delta
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,18 +127,29 @@ class _Sample:
     num_dropped: int = 0
 
 
-class OutputProcessor:
-    """Turns token events into deltas and delivers them to handles. One thread calls it, but for `open`."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Live:
+    """A request that has not ended. `samples` holds those of its samples that have not, by index."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    handle: RequestHandle
+    samples: dict[int, _Sample]
+
+
+class OutputProcessor:
+    """Turns token events into deltas and delivers them to handles. One thread calls it, but for `open`.
+
+    Args:
+      loop: the event loop whose thread that is. What is for other loops is delivered by a call in them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, loop: asyncio.AbstractEventLoop | None = None):
         self._tokenizer = tokenizer
-        self._handles: dict[str, RequestHandle] = {}
-        self._samples: dict[tuple[str, int], _Sample] = {}
-        self._num_open: dict[str, int] = {}  # samples of each request
+        self._loop = loop
+        self._live: dict[str, _Live] = {}
 
     def __contains__(self, rid: str) -> bool:
         """Whether a request is registered, and has neither ended nor been refused."""
-        return rid in self._handles
+        return rid in self._live
 
     def open(self, handle: RequestHandle) -> Callable[[], None]:
         """What registers a handle, to be called before its first event. Any thread may call this.
@@ -125,48 +158,48 @@ class OutputProcessor:
           RequestError: a stop_regex that the matcher cannot compile.
         """
         request = handle.request
-        samples = [_Sample(TextStream(self._tokenizer, request.sampling)) for _ in range(request.sampling.n)]
+        samples = {i: _Sample(TextStream(self._tokenizer, request.sampling)) for i in range(request.sampling.n)}
 
         def register() -> None:
-            self._handles[request.rid] = handle
-            self._num_open[request.rid] = len(samples)
-            for index, sample in enumerate(samples):
-                self._samples[request.rid, index] = sample
+            self._live[request.rid] = _Live(handle, samples)
 
         return register
 
     def process(self, events: Iterable[TokenEvent]) -> list[Stop]:
-        """Delivers events: to plain threads at once, to each event loop in a single call.
+        """Delivers events: to plain threads and the own loop at once, to any other event loop in a single call.
+
+        Several events of one request, as of several steps, arrive together.
 
         Returns:
           The samples that a stop in their text has ended. The engine must finish them; their last event is still due.
         """
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestHandle, OutputDelta]]] = {}
+        deltas: dict[RequestHandle, list[OutputDelta]] = {}
         stops: list[Stop] = []
         for event in events:
-            handle = self._handles[event.rid]
-            delta = self._delta(event, handle.request, stops)
+            live = self._live[event.rid]
+            delta = self._delta(event, live.samples[event.index], live.handle.request, stops)
             if event.finish is not None:
                 self._forget_sample(event)
-            if delta is None:
-                continue
-            if handle.loop is None:
-                handle.put(delta)
+            if delta is not None:
+                deltas.setdefault(live.handle, []).append(delta)
+        elsewhere: dict[asyncio.AbstractEventLoop, list[tuple[RequestHandle, list[OutputDelta]]]] = {}
+        for handle, arrived in deltas.items():
+            if handle.loop is None or handle.loop is self._loop:
+                handle.put(*arrived)
             else:
-                by_loop.setdefault(handle.loop, []).append((handle, delta))
-        for loop, items in by_loop.items():
+                elsewhere.setdefault(handle.loop, []).append((handle, arrived))
+        for loop, items in elsewhere.items():
             _call_in(loop, _put_all, items)
         return stops
 
     def _forget_sample(self, event: TokenEvent) -> None:
-        del self._samples[event.rid, event.index]
-        self._num_open[event.rid] -= 1
-        if not self._num_open[event.rid]:
-            del self._handles[event.rid], self._num_open[event.rid]
+        samples = self._live[event.rid].samples
+        del samples[event.index]
+        if not samples:
+            del self._live[event.rid]
 
-    def _delta(self, event: TokenEvent, request: Request, stops: list[Stop]) -> OutputDelta | None:
+    def _delta(self, event: TokenEvent, sample: _Sample, request: Request, stops: list[Stop]) -> OutputDelta | None:
         """What to deliver now; None when a stop was found and the engine's last event is awaited."""
-        sample = self._samples[event.rid, event.index]
         if sample.ending is None:
             delta = self._read(sample, event, request)
             if sample.ending is None:
@@ -219,40 +252,32 @@ class OutputProcessor:
 
     def started(self, rid: str) -> None:
         """Tells whoever waits that the request has been taken."""
-        handle = self._handles.get(rid)
-        if handle is None:  # it has ended meanwhile
-            return
-        if handle.loop is None:
-            handle.start()
-        else:
-            _call_in(handle.loop, handle.start)
+        live = self._live.get(rid)
+        if live is not None:  # else it has ended meanwhile
+            self._call(live.handle, live.handle.start)
 
     def refused(self, rid: str, error: Refusal) -> None:
         """Ends a request that never began."""
-        handle = self._handles.pop(rid)
-        del self._num_open[rid]
-        for index in range(handle.request.sampling.n):
-            del self._samples[rid, index]
-        _put(handle, error)
+        handle = self._live.pop(rid).handle
+        self._call(handle, handle.put, error)
 
     def failed(self, error: EngineError) -> None:
         """Every open request gets the error."""
-        for handle in self._handles.values():
-            _put(handle, error)
-        for held in (self._handles, self._samples, self._num_open):
-            held.clear()
+        for live in self._live.values():
+            self._call(live.handle, live.handle.put, error)
+        self._live.clear()
+
+    def _call(self, handle: RequestHandle, function: Callable, *arguments: object) -> None:
+        """Calls a handle's method where it must be called."""
+        if handle.loop is None or handle.loop is self._loop:
+            function(*arguments)
+        else:
+            _call_in(handle.loop, function, *arguments)
 
 
-def _put(handle: RequestHandle, error: Refusal) -> None:
-    if handle.loop is None:
-        handle.put(error)
-    else:
-        _call_in(handle.loop, handle.put, error)
-
-
-def _put_all(items: list[tuple[RequestHandle, OutputDelta]]) -> None:
-    for handle, delta in items:
-        handle.put(delta)
+def _put_all(items: list[tuple[RequestHandle, list[OutputDelta]]]) -> None:
+    for handle, arrived in items:
+        handle.put(*arrived)
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable, *arguments: object) -> None:

@@ -11,6 +11,7 @@ from sgjax.cache.manager import CacheManager, CacheStats
 from sgjax.config import EngineConfig
 from sgjax.engine import EngineInfo, EngineStats, LiveSnapshot
 from sgjax.engine.batch import SchedulerCounters
+from sgjax.engine.outputs import RequestHandle
 from sgjax.errors import EngineError
 from sgjax.types import (
     FinishReason,
@@ -76,34 +77,48 @@ class FakeTokenizer:
         return self.encode(text + ("|assistant:" if add_generation_prompt else ""))
 
 
-class FakeHandle:
-    """Deltas from a generator. `has_queued` is what `queued` says after each of them.
+class FakeHandle(RequestHandle):
+    """Deltas from a generator, from when somebody asks for them: one at a time, or as many as `together` says in turn.
 
     `compile` is what the request's grammar takes before it has started; it may raise.
     """
 
     def __init__(
         self,
+        request: Request,
         deltas: AsyncIterator[OutputDelta],
-        queued: Sequence[bool] = (),
+        together: Sequence[int] = (),
         compile: Callable[[], Awaitable[None]] | None = None,
-        request: Request | None = None,
     ):
-        self.request = request
-        self._deltas = deltas
-        self._queued = list(queued)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        super().__init__(request, loop)
+        self._generated = deltas
+        self._together = list(together)
         self._compile = compile
+        self._generating: asyncio.Task[None] | None = None
 
     async def started(self) -> None:
         if self._compile is not None:
             await self._compile()
 
-    @property
-    def has_queued(self) -> bool:
-        return self._queued.pop(0) if self._queued else False
+    def notify(self, on_arrival: Callable[[], None]) -> None:
+        super().notify(on_arrival)
+        self._generating = asyncio.create_task(self._generate())
 
-    def __aiter__(self) -> AsyncIterator[OutputDelta]:
-        return self._deltas
+    async def _generate(self) -> None:
+        deltas: list[OutputDelta] = []
+        try:
+            async for delta in self._generated:
+                deltas.append(delta)
+                if len(deltas) >= (self._together[0] if self._together else 1):
+                    del self._together[:1]
+                    self.put(*deltas)
+                    deltas.clear()
+        except Exception as error:
+            self.put(error)  # type: ignore[arg-type]
 
     def wait_started(self) -> None:
         """`started`, for a thread without an event loop."""
@@ -111,7 +126,7 @@ class FakeHandle:
 
     def __iter__(self) -> Iterator[OutputDelta]:
         async def collected() -> list[OutputDelta]:
-            return [delta async for delta in self._deltas]
+            return [delta async for delta in self._generated]
 
         return iter(asyncio.run(collected()))
 
@@ -175,7 +190,7 @@ class FakeEngine:
             raise QueueFull("the queue holds 1 request, its limit")
         self.submitted.append(request)
         compile = functools.partial(self._compile, request.sampling.grammar)
-        return FakeHandle(self._deltas(request), compile=compile, request=request)
+        return FakeHandle(request, self._deltas(request), compile=compile)
 
     async def _compile(self, grammar: GrammarSpec | None) -> None:
         if grammar is not None:

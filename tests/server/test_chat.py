@@ -142,8 +142,8 @@ async def test_stream_interval(client):
 
 async def test_stream_joins_what_has_already_arrived(client, engine: FakeEngine, monkeypatch):
     """A reader that lags gets the text in fewer, longer chunks."""
-    queued = [True] * 4 + [False] * 2 + [True] * 5 + [False]
-    monkeypatch.setattr(engine, "submit", lambda request: FakeHandle(engine._deltas(request), queued))
+    together = [len("Hello"), len(" "), len("world") + 1]
+    monkeypatch.setattr(engine, "submit", lambda request: FakeHandle(request, engine._deltas(request), together))
     events = events_of(await client.post(URL, json={"messages": HELLO, "stream": True}))
     assert contents_of(events) == ["Hello", " ", "world"]
     assert events[-1]["choices"][0]["finish_reason"] == "stop"

@@ -20,6 +20,7 @@ from sgjax_server.host import EngineHost
 from sgjax_server.web import uvicorn_options
 
 from sgjax.config import ConfigError, EngineConfig
+from sgjax.engine.outputs import RequestHandle
 from sgjax.types import FinishReason, OutputDelta, Receipt, Request
 
 from .fakes import FakeEngine
@@ -131,38 +132,20 @@ class _PushingEngine(FakeEngine):
         super().__init__()
         self.has_ended = asyncio.Event()
 
-    def submit(self, request: Request) -> _PushedHandle:  # type: ignore[override]
-        handle = _PushedHandle()
+    def submit(self, request: Request) -> RequestHandle:  # type: ignore[override]
+        handle = RequestHandle(request, asyncio.get_running_loop())
+        handle.start()
         self._pushing = asyncio.create_task(self._push(request, handle))
         return handle
 
-    async def _push(self, request: Request, handle: _PushedHandle) -> None:
+    async def _push(self, request: Request, handle: RequestHandle) -> None:
         for _ in range(self.NUM_TOKENS - 1):
-            handle.queue.put_nowait(OutputDelta(request.rid, 0, self.PIECE, [120]))
+            handle.put(OutputDelta(request.rid, 0, self.PIECE, [120]))
             await asyncio.sleep(0)
         receipt = Receipt(prompt_tokens=1, completion_tokens=self.NUM_TOKENS)
         last = OutputDelta(request.rid, 0, self.PIECE, [120], finish=FinishReason("length"), receipt=receipt)
-        handle.queue.put_nowait(last)
+        handle.put(last)
         self.has_ended.set()
-
-
-class _PushedHandle:
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[OutputDelta] = asyncio.Queue()
-
-    async def started(self) -> None:
-        pass
-
-    @property
-    def has_queued(self) -> bool:
-        return not self.queue.empty()
-
-    async def __aiter__(self) -> AsyncIterator[OutputDelta]:
-        finish = None
-        while finish is None:
-            delta = await self.queue.get()
-            finish = delta.finish
-            yield delta
 
 
 @contextlib.asynccontextmanager

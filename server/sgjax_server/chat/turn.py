@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive
@@ -30,6 +31,7 @@ from sgjax_server.chat.tool_formats import ToolFormat
 from sgjax_server.chat.tools import AUTO, describe_tools
 from sgjax_server.chat.tools import Tool as Tool
 from sgjax_server.chat.tools import ToolChoice as ToolChoice
+from sgjax_server.delivery import Deltas
 
 if TYPE_CHECKING:
     from sgjax_server.routes.context import Context
@@ -162,14 +164,15 @@ class ChatCall:
         self._call = call
         self._reader = reader
 
-    async def events(self, interval: int) -> AsyncIterator[ChatEvent]:
-        """What becomes visible, in order of arrival, at most every `interval` tokens of a sample."""
-        readers: dict[int, SampleReader] = {}
-        async for _, delta in self._call.deltas(interval):
-            if delta.index not in readers:
-                readers[delta.index] = self._reader(delta.index)
-            for event in readers[delta.index].feed(delta):
-                yield event
+    async def deliver(self, take: Callable[[list[ChatEvent]], asyncio.Future[Any] | None], interval: int) -> None:
+        """Hands what becomes visible to `take`, as `Call.deliver` does."""
+        readers = [self._reader(index) for index in range(self._call.requests[0].sampling.n)]
+
+        def read(deltas: Deltas) -> asyncio.Future[Any] | None:
+            events = [event for _, delta in deltas for event in readers[delta.index].feed(delta)]
+            return take(events) if events else None
+
+        await self._call.deliver(read, interval)
 
     async def answers(self, receive: Receive) -> list[ChatAnswer]:
         """The whole samples; the call is closed then.

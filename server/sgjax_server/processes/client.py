@@ -8,12 +8,11 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from sgjax.engine.info import EngineInfo, EngineStats, LiveSnapshot, PauseMode
 from sgjax.engine.outputs import OutputProcessor, Refusal, RequestHandle
@@ -42,24 +41,25 @@ class EngineClient:
         self.tokenizer = tokenizer
         self.failure: Exception | None = None
         self._worker = worker
-        self._outputs = OutputProcessor(tokenizer)
+        self._outputs = OutputProcessor(tokenizer, asyncio.get_running_loop())
         self._calls: dict[int, asyncio.Future[msgspec.Raw]] = {}
         self._numbers = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._in = self._context.socket(zmq.PULL)
         self._in.bind(messages.worker_endpoint(folder, generation, worker))
-        self._out = zmq.Context(self._context).socket(zmq.PUSH)  # the plain kind: sending never waits
+        self._out = self._context.socket(zmq.PUSH)
         self._out.connect(messages.engine_endpoint(folder, generation))
         for socket in (self._in, self._out):
             socket.set_hwm(0)
             socket.linger = 0
-        self._receiver = self._loop.create_task(self._receive())
+        self._in_descriptor = self._in.fileno()
+        self._loop.add_reader(self._in_descriptor, self._receive)
 
     @property
     def is_alive(self) -> bool:
-        return self.failure is None and not self._receiver.done()
+        return self.failure is None
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -108,20 +108,30 @@ class EngineClient:
 
     # --- the engine's messages --------------------------------------------------------------------------------
 
-    async def _receive(self) -> None:
+    def _receive(self) -> None:
+        """Takes everything that has come: ZeroMQ's descriptor says so once, and not again for what is left there."""
+        events: list[TokenEvent] = []  # of several steps where this process lags: what they add is sent as one
         try:
-            while self.is_alive:
-                frame = await self._in.recv()
-                if self.failure is None:  # else all requests have been ended meanwhile, and nobody waits for this
-                    self._take(messages.decode_from_engine(frame))
+            for frame in self._frames():
+                message = messages.decode_from_engine(frame)
+                if isinstance(message, Step):
+                    events += message.events
+                else:
+                    self._process(events)
+                    events.clear()
+                    self._take(message)
+            self._process(events)
         except Exception as error:  # a defect: whoever waits must hear of it all the same
             _logger.exception("a message of the engine could not be taken")
             self.fail(f"a message of the engine could not be taken: {error!r}")
 
-    def _take(self, message: Started | Refused | Step | Reply | Failed) -> None:
+    def _frames(self) -> Iterator[bytes]:
+        with contextlib.suppress(zmq.Again):
+            while self.is_alive:
+                yield self._in.recv(zmq.NOBLOCK)
+
+    def _take(self, message: Started | Refused | Reply | Failed) -> None:
         match message:
-            case Step(events):
-                self._process(events)
             case Started(rid):
                 self._outputs.started(rid)
             case Refused(rid, error):
@@ -152,6 +162,7 @@ class EngineClient:
         """Ends every request and call with an EngineError. In the event loop."""
         if self.failure is None:
             self.failure = EngineError(message)
+            self._loop.remove_reader(self._in_descriptor)  # once: the number may be another's when this is closed
         self._outputs.failed(EngineError(message))
         for future in self._calls.values():
             if not future.done():
@@ -159,9 +170,7 @@ class EngineClient:
         self._calls.clear()
 
     def close(self) -> None:
-        self._receiver.cancel()
         self.fail("the engine is closed")
-        self._out.close()
         self._context.destroy(linger=0)
 
     # --- controls ---------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgjax_server.chat.turn import ChatCall
+from sgjax_server import sse
+from sgjax_server.chat.turn import ChatCall, ChatEvent
 from sgjax_server.errors import as_api_error
 from sgjax_server.middleware.timeout import timeout_error
 from sgjax_server.responses import format
@@ -48,25 +50,27 @@ class ResponseRun:
         self._with_receipt = with_receipt
         self._writer = ItemWriter(context.token_texts)
 
-    async def events(self) -> AsyncIterator[Event]:
-        """The API's events, numbered."""
-        number = 0
-        async for event in self._events():
-            yield {**event, "sequence_number": number}
-            number += 1
+    async def stream(self, out: sse.Writer) -> None:
+        """Generates the response, and writes the API's events while it does."""
+        number = itertools.count()
 
-    async def _events(self) -> AsyncIterator[Event]:
-        for type in ("response.created", "response.in_progress"):
-            yield {"type": type, "response": self.response.body}
+        def encoded(events: Iterable[Event]) -> bytes:
+            numbered = ({**event, "sequence_number": next(number)} for event in events)
+            return b"".join([sse.named_event(event["type"], event) for event in numbered])
+
+        begun = ("response.created", "response.in_progress")
+        await out.write(encoded({"type": type, "response": self.response.body} for type in begun))
         try:
-            async for one in self._call.events(self._context.stream_interval):
-                for event in self._writer.feed(one):
-                    yield event
+            await self._call.deliver(
+                lambda arrived: out.write_now(encoded(self._feed(arrived))), self._context.stream_interval
+            )
             self._end()
+        except OSError:
+            raise  # the client is gone
         except Exception as error:  # the status is out: the response itself tells of it
             self._fail(error)
         self._keep()
-        yield {"type": _ENDINGS[self.response.body["status"]], "response": self.response.body}
+        await out.write(encoded([{"type": _ENDINGS[self.response.body["status"]], "response": self.response.body}]))
 
     async def finish(self) -> dict[str, Any]:
         """The whole response.
@@ -74,12 +78,17 @@ class ResponseRun:
         Raises:
           what the engine raises.
         """
-        async for one in self._call.events(self._context.stream_interval):
-            for _ in self._writer.feed(one):
-                pass
+
+        def feed(arrived: Sequence[ChatEvent]) -> None:
+            self._feed(arrived)
+
+        await self._call.deliver(feed, self._context.stream_interval)
         self._end()
         self._keep()
         return self.response.body
+
+    def _feed(self, arrived: Sequence[ChatEvent]) -> list[Event]:
+        return [event for one in arrived for event in self._writer.feed(one)]
 
     def start(self) -> None:
         """Generates the response in the background, and closes."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import itertools
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Response
 
@@ -11,7 +14,7 @@ from sgjax.types import SamplingParams
 from sgjax_server import sse
 from sgjax_server.anthropic_format import MessageEvents, message
 from sgjax_server.calls import fields_named
-from sgjax_server.chat.turn import ChatCall, ChatTurn, encode_turn, start_turn
+from sgjax_server.chat.turn import ChatCall, ChatEvent, ChatTurn, encode_turn, start_turn
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.answers.anthropic import AnthropicMessage, MessageEvent, TokenCount
 from sgjax_server.schemas.anthropic import CountTokensRequest, MessagesRequest
@@ -28,7 +31,7 @@ async def messages(body: MessagesRequest, context: ContextDep) -> Response:
         turn = ChatTurn(rid=rid, sampling=sampling, clip_to_context=True, **body.turn_fields())
         call = await start_turn(turn, context)
     if body.stream:
-        return sse.EventStream(_events(call, rid, body, context), call.close, sse.ANTHROPIC)
+        return sse.EventStream(functools.partial(_write, call, rid, body, context), call.close, sse.ANTHROPIC)
     (answer,) = await call.answers(context.receive)
     return json_response(message(rid, context.model_name, answer, body))
 
@@ -41,10 +44,11 @@ async def count_tokens(body: CountTokensRequest, context: ContextDep) -> TokenCo
         return {"input_tokens": len(await encode_turn(turn, context))}
 
 
-async def _events(call: ChatCall, rid: str, body: MessagesRequest, context: Context) -> AsyncIterator[bytes]:
+async def _write(call: ChatCall, rid: str, body: MessagesRequest, context: Context, out: sse.Writer) -> None:
     form = MessageEvents(body)
-    for encoded in form.start(rid, context.model_name, len(call.input_ids)):
-        yield encoded
-    async for event in call.events(context.stream_interval):
-        for encoded in form.feed(event):
-            yield encoded
+    await out.write(b"".join(form.start(rid, context.model_name, len(call.input_ids))))
+
+    def take(events: Sequence[ChatEvent]) -> asyncio.Future | None:
+        return out.write_now(b"".join(itertools.chain.from_iterable(map(form.feed, events))))
+
+    await call.deliver(take, context.stream_interval)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -47,7 +47,8 @@ async def chat_completions(body: ChatCompletionRequest, context: ContextDep) -> 
         call = await start_turn(turn, context)
     head = {"id": turn.rid, "created": int(time.time()), "model": context.model_name}
     if body.stream:
-        return sse.EventStream(_events(call, head, body, context), call.close)
+        chunks = _Chunks(head, body, context.token_texts)
+        return sse.EventStream(functools.partial(_write, call, chunks, context.stream_interval), call.close)
     answers = await call.answers(context.receive)
     usage = Usage()
     for answer in answers:
@@ -100,23 +101,35 @@ def _call(id: str, name: str, arguments: str) -> ChatToolCall:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-async def _events(
-    call: ChatCall, head: dict[str, Any], body: ChatCompletionRequest, context: Context
-) -> AsyncIterator[bytes]:
-    head = {**head, "object": "chat.completion.chunk"}
-    usage = Usage()
-    begun: set[int] = set()
-    async for event in call.events(context.stream_interval):
-        choice = _chunk_choice(event, is_first=event.index not in begun, texts=context.token_texts)
-        begun.add(event.index)
-        sglext = {}
-        if isinstance(event, Ended) and event.receipt is not None:
-            usage.add(event.index, event.receipt, event.num_reasoning_tokens)
-            choice |= receipt_fields(event.receipt, wanted=body.return_receipt)
-            sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
-        yield sse.event({**head, "choices": [choice], **sglext})
-    if body.include_usage:
-        yield sse.event({**head, "choices": [], "usage": usage.as_dict()})
+async def _write(call: ChatCall, chunks: _Chunks, interval: int, out: sse.Writer) -> None:
+    await call.deliver(lambda events: out.write_now(b"".join(map(chunks.of, events))), interval)
+    await out.write(chunks.end())
+
+
+class _Chunks:
+    """Encodes the stream of a turn's choices."""
+
+    def __init__(self, head: dict[str, Any], body: ChatCompletionRequest, texts: TokenTexts):
+        self._chunk = sse.EventHead({**head, "object": "chat.completion.chunk"}).event
+        self._body = body
+        self._texts = texts
+        self._usage = Usage()
+        self._begun: set[int] = set()
+
+    def of(self, event: ChatEvent) -> bytes:
+        """The chunk that an event becomes."""
+        choice = _chunk_choice(event, is_first=event.index not in self._begun, texts=self._texts)
+        self._begun.add(event.index)
+        if not isinstance(event, Ended) or event.receipt is None:
+            return self._chunk({"choices": [choice]})
+        self._usage.add(event.index, event.receipt, event.num_reasoning_tokens)
+        sglext = self._usage.sglext(wanted=bool(self._body.return_cached_tokens_details))
+        choice |= receipt_fields(event.receipt, wanted=self._body.return_receipt)
+        return self._chunk({"choices": [choice], **sglext})
+
+    def end(self) -> bytes:
+        """What follows the last choice's end."""
+        return self._chunk({"choices": [], "usage": self._usage.as_dict()}) if self._body.include_usage else b""
 
 
 def _chunk_choice(event: ChatEvent, *, is_first: bool, texts: TokenTexts) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
 
-from sgjax.types import GenerateOutput, Request, RequestError, TokenLogprobs
+from sgjax.types import GenerateOutput, OutputDelta, Request, RequestError, TokenLogprobs
 from sgjax_server import sse
 from sgjax_server.calls import Call, encode, fields_named, finished, started
 from sgjax_server.openai_format import CompletionLogprobs, Usage, finish_fields, receipt_fields
@@ -19,6 +20,7 @@ from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.schemas.answers.openai import Completion, CompletionChunk, TextChoice
 from sgjax_server.schemas.common import namespace
 from sgjax_server.schemas.openai import CompletionRequest
+from sgjax_server.tokens import TokenTexts
 
 router = APIRouter(tags=["openai"])
 
@@ -35,8 +37,8 @@ async def completions(body: CompletionRequest, context: ContextDep) -> Response:
     head = {"id": requests[0].rid, "object": "text_completion", "created": int(time.time())}
     head["model"] = context.model_name
     if body.stream:
-        events = _events(call, head, echoes, body, context)
-        return sse.EventStream(events, call.close)
+        chunks = _Chunks(head, requests[0].sampling.n, echoes, body, context.token_texts)
+        return sse.EventStream(functools.partial(_write, call, chunks, context.stream_interval), call.close)
     results = await finished(call, context.receive)
     best = [_likeliest(samples, body.num_choices) for samples in results] if body.is_ranked else results
     answers = [(sample, echo) for samples, echo in zip(best, echoes, strict=True) for sample in samples]
@@ -101,29 +103,50 @@ def _choice(sample: GenerateOutput, echo: str, index: int, body: CompletionReque
     }
 
 
-async def _events(
-    call: Call, head: dict[str, Any], echoes: Sequence[str], body: CompletionRequest, context: Context
-) -> AsyncIterator[bytes]:
-    usage = Usage()
-    formats: dict[int, CompletionLogprobs] = {}
-    async for number, delta in call.deltas(context.stream_interval):
-        index = number * call.requests[0].sampling.n + delta.index
-        echo = echoes[number] if index not in formats else ""
-        form = formats.setdefault(index, CompletionLogprobs(context.token_texts))
+async def _write(call: Call, chunks: _Chunks, interval: int, out: sse.Writer) -> None:
+    await call.deliver(lambda deltas: out.write_now(b"".join([chunks.of(*one) for one in deltas])), interval)
+    await out.write(chunks.end())
+
+
+class _Chunks:
+    """Encodes the stream of a call's choices.
+
+    Args:
+      n: samples of each prompt. echoes: what the choices of each prompt begin with.
+    """
+
+    def __init__(self, head: dict[str, Any], n: int, echoes: Sequence[str], body: CompletionRequest, texts: TokenTexts):
+        self._chunk = sse.EventHead(head).event
+        self._n = n
+        self._echoes = echoes
+        self._body = body
+        self._texts = texts
+        self._usage = Usage()
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+
+    def of(self, number: int, delta: OutputDelta) -> bytes:
+        """The chunk that a delta of prompt `number` becomes."""
+        index = number * self._n + delta.index
+        text = delta.text
+        if index not in self._logprobs:
+            self._logprobs[index] = CompletionLogprobs(self._texts)
+            text = self._echoes[number] + text
         choice = {
             "index": index,
-            "text": echo + delta.text,
-            "logprobs": form.format(_joined(delta.prompt_logprobs, delta.logprobs)),
+            "text": text,
+            "logprobs": self._logprobs[index].format(_joined(delta.prompt_logprobs, delta.logprobs)),
             **finish_fields(delta.finish),
         }
-        sglext = {}
-        if delta.finish is not None and delta.receipt is not None:
-            usage.add(delta.index, delta.receipt)
-            choice |= receipt_fields(delta.receipt, wanted=body.return_receipt)
-            sglext = usage.sglext(wanted=bool(body.return_cached_tokens_details))
-        yield sse.event({**head, "choices": [choice], **sglext})
-    if body.include_usage:
-        yield sse.event({**head, "choices": [], "usage": usage.as_dict()})
+        if delta.finish is None or delta.receipt is None:
+            return self._chunk({"choices": [choice]})
+        self._usage.add(delta.index, delta.receipt)
+        sglext = self._usage.sglext(wanted=bool(self._body.return_cached_tokens_details))
+        choice |= receipt_fields(delta.receipt, wanted=self._body.return_receipt)
+        return self._chunk({"choices": [choice], **sglext})
+
+    def end(self) -> bytes:
+        """What follows the last choice's end."""
+        return self._chunk({"choices": [], "usage": self._usage.as_dict()}) if self._body.include_usage else b""
 
 
 def _joined(

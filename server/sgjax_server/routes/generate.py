@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
 
-from sgjax.types import FinishReason, GenerateOutput, Request, TokenLogprobs
+from sgjax.types import FinishReason, GenerateOutput, OutputDelta, Request, TokenLogprobs
 from sgjax_server import sse
 from sgjax_server.calls import Call, encode, finished, started
 from sgjax_server.routes.context import Context, ContextDep, json_response
@@ -37,8 +37,8 @@ async def generate(body: GenerateRequest, context: ContextDep) -> Response:
     try:
         await started(call, context.receive)
         if body.stream:
-            events = _events(call, form, context.stream_interval, turn, is_single=is_single)
-            return sse.EventStream(events, close)
+            write = functools.partial(_write, call, form, context.stream_interval, turn, is_single)
+            return sse.EventStream(write, close)
         results = await finished(call, context.receive)
         if turn is not None:
             turn.output_ids = results[0][0].output_ids
@@ -72,21 +72,26 @@ def _close(call: Call, turn: SessionTurn | None) -> None:
         turn.close()
 
 
-async def _events(
-    call: Call, form: _Format, interval: int, turn: SessionTurn | None, *, is_single: bool
-) -> AsyncIterator[bytes]:
+async def _write(
+    call: Call, form: _Format, interval: int, turn: SessionTurn | None, is_single: bool, out: sse.Writer
+) -> None:
     """Each event holds the sample's whole answer so far; `index` tells a batch's samples apart."""
     samples: dict[tuple[int, int], GenerateOutput] = {}
-    async for number, delta in call.deltas(interval):
+
+    def encoded(number: int, delta: OutputDelta) -> bytes:
         request = call.requests[number]
-        sample = samples.setdefault((number, delta.index), GenerateOutput(request.rid, delta.index, request.input_ids))
-        sample.add(delta)
+        key = (number, delta.index)
+        if key not in samples:
+            samples[key] = GenerateOutput(request.rid, delta.index, request.input_ids)
+        samples[key].add(delta)
         if turn is not None:
-            turn.output_ids = sample.output_ids
-        answer = form.answer(request, sample)
+            turn.output_ids = samples[key].output_ids
+        answer = form.answer(request, samples[key])
         if not is_single:
             answer["index"] = number * request.sampling.n + delta.index
-        yield sse.event(answer)
+        return sse.event(answer)
+
+    await call.deliver(lambda deltas: out.write_now(b"".join([encoded(*one) for one in deltas])), interval)
 
 
 class _Format:

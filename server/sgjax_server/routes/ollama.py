@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 
 from fastapi import Response
 
@@ -12,7 +13,7 @@ from sgjax.types import Request, RequestError
 from sgjax_server import sse
 from sgjax_server.calls import Call, encode, fields_named, started, within_context
 from sgjax_server.chat.reader import SampleReader
-from sgjax_server.chat.turn import ChatCall, ChatTurn, start_turn
+from sgjax_server.chat.turn import ChatCall, ChatEvent, ChatTurn, start_turn
 from sgjax_server.ollama_format import AnswerFormat, chat_piece, generate_piece
 from sgjax_server.routes.context import Context, ContextDep, json_response
 from sgjax_server.routes.ollama_models import model_tag, ollama_router
@@ -81,12 +82,14 @@ def _new_id() -> str:
 
 async def _answer(call: ChatCall, form: AnswerFormat, context: Context, *, streams: bool) -> Response:
     if streams:
-        return sse.EventStream(_lines(call, form, context), call.close, sse.OLLAMA)
+        body = functools.partial(_write, call, form, context.stream_interval)
+        return sse.EventStream(body, call.close, sse.OLLAMA)
     (answer,) = await call.answers(context.receive)
     return json_response(form.whole(answer))
 
 
-async def _lines(call: ChatCall, form: AnswerFormat, context: Context) -> AsyncIterator[bytes]:
-    async for event in call.events(context.stream_interval):
-        for part in form.feed(event):
-            yield sse.line(part)
+async def _write(call: ChatCall, form: AnswerFormat, interval: int, out: sse.Writer) -> None:
+    def take(events: Sequence[ChatEvent]) -> asyncio.Future | None:
+        return out.write_now(b"".join([sse.line(part) for event in events for part in form.feed(event)]))
+
+    await call.deliver(take, interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
@@ -25,7 +26,7 @@ async def run_program(body: ProgramRequest, context: ContextDep, request: Reques
     pool: ProgramPool = request.app.state.programs
     run = pool.start(context.engine, call)
     if body.stream:
-        return sse.EventStream(_events(run, call.rid), run.close)
+        return sse.EventStream(functools.partial(sse.write_each, _events(run, call.rid)), run.close)
     try:
         answer = await while_connected(run.collect(), context.receive)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -46,7 +46,7 @@ async def create(body: ResponsesRequest, context: ContextDep) -> Response:
         with_receipt=body.return_receipt,
     )
     if body.stream:
-        return sse.EventStream(_stream(run), run.close, sse.RESPONSES)
+        return sse.EventStream(run.stream, run.close, sse.RESPONSES)
     if body.background:
         run.start()
         return json_response(run.response.body)
@@ -149,8 +149,3 @@ def _messages(
     if not conversation.messages:
         raise RequestError("input", "is empty")
     return conversation.messages
-
-
-async def _stream(run: ResponseRun) -> AsyncIterator[bytes]:
-    async for event in run.events():
-        yield sse.named_event(event["type"], event)
