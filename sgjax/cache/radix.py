@@ -24,7 +24,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sgjax.cache.history import EvictionHistory
+from sgjax.cache.history import Branches, EvictionHistory, num_common_pages
 
 NUM_EVICTIONS_KEPT = 64
 
@@ -40,13 +40,13 @@ class Node:
       number: unique for ever; the lower half of a divided edge keeps it.
       num_hits: calls of `RadixTree.lock` for this node or one below.
       used_s: monotonic time when the last lock went; without meaning while there are locks.
-      end: fingerprint of the tokens from the root to the end of the edge; None until `history` needs it.
+      branches: evicted edges that left this one, at its end or further up; `history` keeps them.
     """
 
     __slots__ = (
+        "branches",
         "children",
         "depth",
-        "end",
         "key",
         "num_hits",
         "num_locks",
@@ -68,7 +68,7 @@ class Node:
         self.num_locks = 0
         self.num_hits = 0
         self.used_s = 0.0
-        self.end: int | None = None
+        self.branches: Branches | None = None
 
     @property
     def start(self) -> int:
@@ -126,7 +126,7 @@ class RadixTree:
         while child := node.children.get(slot):
             node = child
             if not key.startswith(child.key, position):
-                pages += child.pages[: self._num_common(child, key, position)]
+                pages += child.pages[: num_common_pages(child.key, key, position, self.page_bytes)]
                 break
             pages += child.pages
             position += len(child.key)
@@ -193,7 +193,7 @@ class RadixTree:
                 new_from = depth
                 child = self._add(node, slot, key[position:], pages[depth:])
             elif not key.startswith(child.key, position):
-                child = self._split(child, self._num_common(child, key, position))
+                child = self._split(child, num_common_pages(child.key, key, position, self.page_bytes))
             node = child
             tree_pages += node.pages
             depth = node.depth
@@ -225,7 +225,6 @@ class RadixTree:
             del node.pages[keep:]
             node.key = node.key[: keep * self.page_bytes]
             node.depth -= num_cut
-            node.end = None
         self.num_pages -= len(freed)
         self.num_evictable -= len(freed)
         return freed
@@ -294,6 +293,7 @@ class RadixTree:
         self.num_pages += len(pages)
         self.num_evictable += len(pages)
         self.num_nodes += 1
+        self.history.restore(node)
         return node
 
     def _split(self, node: Node, num_pages: int) -> Node:
@@ -311,6 +311,7 @@ class RadixTree:
         node.key, node.pages, node.parent = node.key[cut:], node.pages[num_pages:], upper
         node.slot = node.key[: self.page_bytes]
         upper.children[node.slot] = node
+        self.history.divide(upper, node)
         if node.num_locks:
             upper.num_locks = 1
         else:
@@ -332,15 +333,3 @@ class RadixTree:
         self.evictions.append(
             Eviction(self._num_evictions, node.number, node.parent.number, num_pages, is_whole, node.key, now_s)
         )
-
-    def _num_common(self, node: Node, key: bytes, position: int) -> int:
-        """Whole pages that the edge shares with `key` from `position` on; the first is known to be one of them."""
-        size = self.page_bytes
-        low, high = 1, len(node.pages)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if key.startswith(node.key[low * size : middle * size], position + low * size):
-                low = middle
-            else:
-                high = middle - 1
-        return low
