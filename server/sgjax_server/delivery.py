@@ -59,7 +59,11 @@ class Delivery:
 
     def _hand_on(self) -> None:
         try:
-            visible = [(key[0], delta) for key, delta in self._held.items() if self._is_visible(delta)]
+            visible = [
+                (key[0], delta)
+                for key, delta in self._held.items()
+                if delta.finish is not None or (delta.text and len(delta.token_ids) >= self._interval)
+            ]
             for number, delta in visible:
                 del self._held[number, delta.index]
             self._taking = self._take(visible) if visible else None
@@ -70,9 +74,6 @@ class Delivery:
                 self._taking.add_done_callback(self._taken)
             elif not self._num_open:
                 self.ended.set_result(None)
-
-    def _is_visible(self, delta: OutputDelta) -> bool:
-        return delta.finish is not None or (bool(delta.text) and len(delta.token_ids) >= self._interval)
 
     def _taken(self, taking: asyncio.Future[Any]) -> None:
         self._taking = None

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from pydantic_core import to_json
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sgjax_server.calls import until_disconnected
 from sgjax_server.errors import ApiError, anthropic_error, as_api_error, ollama_error, openai_error, responses_error
@@ -101,15 +101,21 @@ class Writer:
     async def write(self, piece: bytes) -> None:
         """Sends a piece, which takes as long as the client needs to make room for it."""
         if piece:
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            await self._send(_body(piece))
 
     def write_now(self, piece: bytes) -> asyncio.Task[None] | None:
         """Sends a piece without a switch of tasks where the connection has room for it; else returns what will."""
-        task = asyncio.Task(self.write(piece), loop=self._loop, eager_start=True)
+        if not piece:
+            return None
+        task = asyncio.Task(self._send(_body(piece)), loop=self._loop, eager_start=True)  # type: ignore[arg-type]
         if not task.done():
             return task
         task.result()
         return None
+
+
+def _body(piece: bytes) -> Message:
+    return {"type": "http.response.body", "body": piece, "more_body": True}
 
 
 async def write_each(pieces: AsyncIterator[bytes], out: Writer) -> None:
