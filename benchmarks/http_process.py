@@ -97,7 +97,7 @@ def served(checkout: Path, num_streams: int, step_s: float) -> Iterator[tuple[Cl
         ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            launch = LaunchHttp(ServerConfig(), folder, 0, listener.fileno())
+            launch = LaunchHttp(ServerConfig(), folder, 0, listener.fileno(), started_s=int(time.time()))
             process.stdin.write(encode_line(launch) + encode_line(EngineState("ready", info=_info())))
             process.stdin.flush()
             process.stdout.readline()  # it serves
