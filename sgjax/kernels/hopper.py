@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src import config as jax_config
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 SHARED_MEMORY_BYTES = 233472  # Of a multiprocessor; 1 KB of it is lost to every program.
@@ -27,6 +28,12 @@ def check_supported(**arrays: jax.Array) -> None:
             raise NotImplementedError(f"{name} is {array.dtype}, and this kernel takes bfloat16 alone")
         if array.shape[-1] not in (64, 128):
             raise NotImplementedError(f"head_dim is {array.shape[-1]}, and this kernel takes 64 and 128")
+
+
+def is_interpreted() -> bool:
+    """Whether a kernel is traced for Pallas' interpreter, which knows less than the compiler. JAX does not say so."""
+    mode = getattr(jax_config, "pallas_tpu_interpret_mode_context_manager", None)
+    return mode is not None and mode.value is not None
 
 
 def swizzle_bytes(axis_size: int, dtype: Any) -> int:

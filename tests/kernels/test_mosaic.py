@@ -112,8 +112,8 @@ def test_decode_shares_units_out_evenly():
 @pytest.mark.parametrize(("case", "sizes"), _PREFILL, ids=lambda value: getattr(value, "name", ""))
 def test_paged_prefill(case, sizes, capsys):
     args = case.make()
-    options = dict(tuning=prefill_mosaic.Tuning(num_programs=2, **sizes), interpreted=True)
-    out = _interpreted(prefill_mosaic.paged_prefill, args, case.kwargs | options, capsys)
+    tuning = prefill_mosaic.Tuning(num_programs=2, **sizes)
+    out = _interpreted(prefill_mosaic.paged_prefill, args, case.kwargs | {"tuning": tuning}, capsys)
     _assert_close(out, jax.jit(partial(prefill_reference.paged_prefill, **case.kwargs))(*args))
 
 

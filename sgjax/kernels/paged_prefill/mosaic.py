@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from sgjax.kernels.hopper import check_device, swizzle_bytes, swizzled_smem
+from sgjax.kernels.hopper import check_device, is_interpreted, swizzle_bytes, swizzled_smem
 from sgjax.kernels.lse import add_sinks
 
 _ROWS = 64  # Of a warpgroup: what one wgmma takes.
@@ -69,13 +69,8 @@ def paged_prefill(
     causal: bool = True,
     return_lse: bool = False,
     tuning: Tuning = Tuning(),
-    interpreted: bool = False,
 ) -> Any:
     """See `api.PagedPrefill`.
-
-    Args:
-      tuning: sizes of the kernel.
-      interpreted: keeps to what Pallas' interpreter knows: weights reach the second product through shared memory.
 
     Raises:
       NotImplementedError: names what the kernel does not do.
@@ -83,7 +78,7 @@ def paged_prefill(
     """
     options = dict(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks, causal=causal, return_lse=return_lse)
     _check(q, k_cache, v_cache, window, causal)
-    plan = _make_plan(q, k_cache, options, tuning, interpreted)
+    plan = _make_plan(q, k_cache, options, tuning)
     num_tokens = q.shape[0]
     num_splits = _num_splits(num_tokens, page_table.shape[1], plan, tuning)
     if num_splits > 1:
@@ -94,7 +89,6 @@ def paged_prefill(
             causal=False,
             return_lse=True,
             tuning=dataclasses.replace(tuning, max_splits=1),
-            interpreted=interpreted,
         )
         out, lse = _attend_in_parts(call, q, k_cache, v_cache, page_table, kv_lens, q_starts, sinks, num_splits)
         return (out, lse) if return_lse else out
@@ -154,9 +148,7 @@ def _check(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, window: int | N
             raise NotImplementedError(f"{name} is {value}, and this kernel takes {', '.join(map(str, known))}")
 
 
-def _make_plan(
-    q: jax.Array, k_cache: jax.Array, options: dict[str, Any], tuning: Tuning = Tuning(), interpreted: bool = False
-) -> _Plan:
+def _make_plan(q: jax.Array, k_cache: jax.Array, options: dict[str, Any], tuning: Tuning = Tuning()) -> _Plan:
     _, num_kv_heads, group, head_dim = q.shape
     converts = k_cache.dtype != q.dtype
     plan = _Plan(
@@ -174,7 +166,7 @@ def _make_plan(
         has_sinks=options.get("sinks") is not None,
         return_lse=options.get("return_lse", False),
         converts=converts,
-        interpreted=interpreted,
+        interpreted=is_interpreted(),
     )
     if plan.block_keys not in (64, 128):
         raise NotImplementedError(f"block_keys is {plan.block_keys}, and this kernel takes 64 and 128")
@@ -244,6 +236,7 @@ class _Plan:
     return_lse: bool
     converts: bool
     interpreted: bool
+    """Keep to what Pallas' interpreter knows: no memory with two views, no operand of `wgmma` in registers."""
 
     @property
     def num_heads(self) -> int:
