@@ -58,7 +58,7 @@ _PREFILL = (  # With sizes: few programs, so that each goes through several tile
         {},
     ),
     (
-        AttentionCase(q_lens=(20, 3), kv_lens=(150, 3), num_kv_heads=1, group=8, head_dim=80, page_size=128),
+        AttentionCase(q_lens=(22, 3), kv_lens=(150, 3), num_kv_heads=1, group=1, head_dim=80, page_size=128),
         dict(block_keys=64, num_stages=3),
     ),
     (

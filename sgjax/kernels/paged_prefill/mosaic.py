@@ -826,11 +826,15 @@ class _Consumer:
             for i, columns in enumerate(plan.parts):
                 plgpu.copy_smem_to_gmem(tokens.at[self.index, i, pl.ds(start, size)], target.at[:, :, columns])
 
+        # A copy begins at a multiple of 128 bytes, which may be several tokens; what is left of them is one more size.
+        aligned = max(1, 128 // (plan.num_heads * plan.columns * 2))
         start: Any = 0
         size = plan.num_tokens
-        while size:
+        while size >= aligned:
             pl.when(num_tokens & size != 0)(functools.partial(copy_tokens, start, size))
             start, size = start + (num_tokens & size), size // 2
+        for rest in range(1, aligned):
+            pl.when(num_tokens & (aligned - 1) == rest)(functools.partial(copy_tokens, start, rest))
         if not plan.own_output:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             pl.when(tile.num_blocks > 0)(self._free_queries)
