@@ -20,6 +20,7 @@ import jax
 from jax.experimental import topologies
 
 from sgjax.engine.lowering import ForwardKey, SampleKey
+from sgjax.engine.sharing import max_groups
 from sgjax.kernels.cases import AttentionCase
 from sgjax.kernels.paged_decode import mosaic as decode_mosaic
 from sgjax.kernels.paged_decode import specs as decode_specs
@@ -167,6 +168,9 @@ def main() -> None:
     for name, step_args in steps.items():
         step = compile_step(sharding, dump, *step_args)
         report["steps"][name] = step | {"compiled": take_reports(dump)}
+    shared = ForwardKey(True, 64, 64, 32, max_groups(64))
+    cascade = compile_step(sharding, dump, "write_kv=xla,*=mosaic", shared, 2, 64)
+    report["cascade"] = cascade | {"compiled": take_reports(dump)}
     greedy = SampleKey(64, sampled=False, penalised=False, logprobs=False)
     report["greedy"] = compile_sampling(sharding, dump, "*=auto", greedy)
     take_reports(dump)

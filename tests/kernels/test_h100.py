@@ -117,6 +117,18 @@ def test_a_step_is_one_command_buffer_of_kernels(report):
         assert step["thunks"]["captured"]["kCustomKernel"] <= 12 * step["num_layers"] + 12, name
 
 
+def test_a_step_whose_rows_share_prefixes_is_one_command_buffer_too(report):
+    """A layer attends to the shared prefixes, to what each row holds alone, whose parts are merged, and joins both."""
+    cascade, flat = report["cascade"], report["steps"]["decode of one"]
+    print(cascade["thunks"], cascade["temp_bytes"], flat["thunks"])
+    assert cascade["alias_bytes"] >= cascade["cache_bytes"]
+    assert cascade["thunks"]["launched"] == {"kCommandBuffer": 1}
+    assert set(cascade["thunks"]["captured"]) == {"kCustomKernel", "kCustomCall"}
+    assert cascade["counts"]["custom-call"] == 3 * cascade["num_layers"]
+    assert not [kind for kind, types in cascade["large"] if types == cascade["cache_shape"] and kind != "fusion"]
+    assert {kernel: use for kernel, use in cascade["compiled"].items() if use["spilled_bytes"]} == {}
+
+
 def test_greedy_sampling_reads_the_logits_once(report):
     """Twice the maxima of blocks, an eighth of the logits each, beside it; the newest tokens are updated in place."""
     greedy = report["greedy"]
