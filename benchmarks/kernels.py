@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import tune
-from benchmarks.gpu.checks import on_this_device
+from benchmarks.gpu.checks import implementation
 from benchmarks.gpu.measure import relative_error
 from sgjax.kernels import OP_NAMES, resolve
 from sgjax.kernels.cases import AttentionCase, FilterCase, WriteCase
@@ -50,7 +50,7 @@ def main() -> None:
     cases = [case for case in every if args.case in case.name]
     if not cases:
         sys.exit(f"--case: none of {', '.join(case.name for case in every)} contains {args.case!r}")
-    kernels = {name: _kernel(args.op, name, device) for name in names}
+    kernels = {name: implementation(args.op, name) for name in names}
     rows = []
     for case in cases:
         row = _measure(args, kernels, case)
@@ -78,19 +78,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", help="JSON file for the results")
     return parser.parse_args()
-
-
-def _kernel(op: str, name: str, device: Any) -> Callable[..., Any]:
-    """The implementation; a Hopper kernel interpreted, where the device is a CPU."""
-    function = getattr(resolve(f"{op}={name}", device.platform, device.device_kind), op)
-    if name != "mosaic" or device.platform != "cpu":
-        return function
-
-    def interpreted(*args: Any, **kwargs: Any) -> Any:
-        with on_this_device("mosaic"):
-            return function(*args, **kwargs)
-
-    return interpreted
 
 
 def _measure(args: argparse.Namespace, kernels: dict[str, Callable[..., Any]], case: Case) -> dict:

@@ -70,7 +70,7 @@ def run_8b(settings: Settings) -> None:
 def run_1b(settings: Settings) -> None:
     """Llama-3.2-1B's shape, with the design's open questions as variants."""
     if settings.tiny:
-        unlike = Variant("*=xla", calls="one", page_size=16, autotune=False, batch_on_device=True)
+        unlike = Variant(calls="one", page_size=16, autotune=False, batch_on_device=True)
         return _run(settings, "1B", LLAMA_TINY, ((3, (_ENGINE, _FORWARD, unlike)),))
     _run(settings, "1B", LLAMA_1B, _PLAN_1B)
 
