@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib
 import itertools
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -79,11 +78,12 @@ def _check_all(impl: str, settings: Settings) -> None:
     if impl == "mosaic":
         every = [(op, case) for op, case in every if case.dtype == "bfloat16" or isinstance(case, FilterCase)]
     if settings.tiny:
-        every = [[(op, case) for op, case in every if op == name and case in parity_cases(op)][0] for name in OP_NAMES]
+        every = [next((op, case) for op, case in every if op == name and case in parity_cases(op)) for name in OP_NAMES]
     with ThreadPoolExecutor() as pool:
         for batch in itertools.batched(every, _BATCH):
-            compiled = [[pool.submit(_compile, op, name, case) for name in (impl, "reference")] for op, case in batch]
-            for (op, case), pair in zip(batch, compiled, strict=True):
+            # Traced here, one after the other; it is the compilers that are slow.
+            results = [[_start_compiling(pool, op, name, case) for name in (impl, "reference")] for op, case in batch]
+            for (op, case), pair in zip(batch, results, strict=True):
                 report(f"{op} {case.name}", _check, op, case, *pair, settings.seed, impl=impl)
 
 
@@ -95,18 +95,17 @@ def _check(op: str, case: Case, out: Future[Any], reference: Future[Any], seed: 
     return {"error": relative_error(out.result()(*args), expected), "tolerance": tolerance}
 
 
-_lowering = threading.Lock()
-
-
-def _compile(op: str, impl: str, case: Case) -> Callable[..., Any]:
-    """Without autotuning, which would take longer than all the rest."""
-    function = implementation(op, impl)
+def _start_compiling(pool: ThreadPoolExecutor, op: str, impl: str, case: Case) -> Future[Any]:
+    """Without autotuning, which would take longer than all the rest. What cannot be traced raises at `result`."""
     shapes = _widened(case.shapes()) if impl == "reference" else case.shapes()
-    # One at a time is traced; it is the compilers that are slow.
-    precision = "highest" if impl == "reference" else None
-    with _lowering, jax.default_matmul_precision(precision):
-        lowered = jax.jit(functools.partial(function, **case.kwargs)).lower(*shapes)
-    return lowered.compile({"xla_gpu_autotune_level": 0})
+    try:
+        with jax.default_matmul_precision("highest" if impl == "reference" else None):
+            lowered = jax.jit(functools.partial(implementation(op, impl), **case.kwargs)).lower(*shapes)
+    except Exception as error:
+        refused: Future[Any] = Future()
+        refused.set_exception(error)
+        return refused
+    return pool.submit(lowered.compile, {"xla_gpu_autotune_level": 0})
 
 
 def _widened(args: Sequence[Any]) -> list[Any]:
