@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,7 +128,7 @@ def implementation(op: str, impl: str) -> Callable[..., Any]:
     function = getattr(resolve(f"{op}={impl}", device.platform, device.device_kind), op)
     if impl != "mosaic" or device.platform != "cpu":
         return function
-    options = _few_programs(op)
+    options = _interpreter_options(op)
 
     def interpreted(*args: Any, **kwargs: Any) -> Any:
         with on_this_device(impl):
@@ -136,13 +137,16 @@ def implementation(op: str, impl: str) -> Callable[..., Any]:
     return interpreted
 
 
-def _few_programs(op: str) -> dict[str, Any]:
-    """The options of a kernel for a GPU of two multiprocessors: in the interpreter each takes its time."""
-    tuning = getattr(importlib.import_module(f"sgjax.kernels.{op}.mosaic"), "Tuning", None)
-    if tuning is None:
-        return {}
-    names = {field.name for field in dataclasses.fields(tuning)} & {"multiprocessors", "num_programs"}
-    return {"tuning": tuning(**dict.fromkeys(names, 2))}
+def _interpreter_options(op: str) -> dict[str, Any]:
+    """A Hopper kernel's options for the interpreter, in which each program of a GPU takes its time: two are enough."""
+    module = importlib.import_module(f"sgjax.kernels.{op}.mosaic")
+    options: dict[str, Any] = {}
+    if "interpreted" in inspect.signature(getattr(module, op)).parameters:
+        options["interpreted"] = True
+    if hasattr(module, "Tuning"):
+        names = {field.name for field in dataclasses.fields(module.Tuning)} & {"multiprocessors", "num_programs"}
+        options["tuning"] = module.Tuning(**dict.fromkeys(names, 2))
+    return options
 
 
 def on_this_device(impl: str) -> contextlib.AbstractContextManager[Any]:

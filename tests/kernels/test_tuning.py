@@ -120,10 +120,9 @@ def test_the_tuner_tries_what_the_kernel_has(op):
     specs, mosaic = (importlib.import_module(f"sgjax.kernels.{op}.{name}") for name in ("specs", "mosaic"))
     buckets = [Bucket.of(*case.shapes()[:2]) for case in specs.TUNING_CASES]
     assert len(set(buckets)) == len(buckets)
-    if hasattr(mosaic, "Tuning"):
-        defaults = dataclasses.asdict(mosaic.Tuning())
-        assert set(specs.TUNING_VALUES) <= set(defaults)
-        assert all(defaults[field] in (None, *values) for field, values in specs.TUNING_VALUES.items())
+    defaults = dataclasses.asdict(mosaic.Tuning())
+    assert set(specs.TUNING_VALUES) <= set(defaults)
+    assert all(defaults[field] in (None, *values) for field, values in specs.TUNING_VALUES.items())
 
 
 def test_the_files_that_come_with_the_package_are_sound():
