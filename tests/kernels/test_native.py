@@ -232,7 +232,7 @@ def test_auto_takes_native_on_a_cpu_and_one_table_width_will_do():
     ops = resolve("", "cpu")
     assert ops.paged_decode.names == ops.paged_prefill.names == ("native", "xla")  # type: ignore[attr-defined]
     assert not ops.time_grows_with_table
-    assert not resolve("*=native,write_kv=xla", "cpu").time_grows_with_table
+    assert not resolve("*=native,write_kv=xla,sampling_threshold=xla", "cpu").time_grows_with_table
     assert resolve("*=xla", "cpu").time_grows_with_table
 
 
