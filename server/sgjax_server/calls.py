@@ -80,7 +80,7 @@ class Call:
                 self._handles.append(engine.submit(request))
         except BaseException:
             for request in requests[: len(self._handles)]:
-                engine.abort(request.rid)
+                engine.abort(request.rid, own=True)
             raise
         self._record.begin(requests)
 
@@ -101,7 +101,7 @@ class Call:
         """Aborts the requests that have not finished; their pages become free."""
         for rid, num_running in self._num_running.items():
             if num_running:
-                self._engine.abort(rid)
+                self._engine.abort(rid, own=True)
         self._num_running.clear()
 
     async def collect(self) -> list[list[GenerateOutput]]:

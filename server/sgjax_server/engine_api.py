@@ -41,8 +41,12 @@ class ServedEngine(Protocol):
         """
         ...
 
-    def abort(self, rid: str) -> bool:
-        """Ends a request and frees its pages. False when it is certain that there is none."""
+    def abort(self, rid: str, *, own: bool = False) -> bool:
+        """Ends a request and frees its pages. False when it is certain that there is none.
+
+        Args:
+          own: only if this HTTP process has sent it: for who cannot know whether its request was taken.
+        """
         ...
 
     async def abort_requests(self, rid: str | None = None) -> None:

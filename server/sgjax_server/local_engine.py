@@ -30,7 +30,7 @@ class LocalEngine:
     def submit(self, request: Request) -> RequestHandle:
         return self._engine.submit(request)
 
-    def abort(self, rid: str) -> bool:
+    def abort(self, rid: str, *, own: bool = False) -> bool:
         return self._engine.abort(rid)
 
     def close(self) -> None:

@@ -153,8 +153,10 @@ class EventStream(Response):
         finally:
             for task in (writer, watcher):
                 task.cancel()
-            await asyncio.gather(writer, watcher, return_exceptions=True)
-            self._close()
+            try:
+                await asyncio.gather(writer, watcher, return_exceptions=True)
+            finally:
+                self._close()
         if not done:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):  # it may be late because its client does not read

@@ -63,7 +63,10 @@ class EngineInfo:
         return num_prompt + most * request.sampling.n
 
     def check_in_flight(self, requests: Sequence[Request]) -> None:
-        """Raises RequestError for requests that together exceed what may be in flight, even alone."""
+        """Raises RequestError for requests that together exceed what may wait or be in flight, even alone."""
+        num_samples, most_samples = sum(request.sampling.n for request in requests), self.config.max_queued_requests
+        if num_samples > most_samples:
+            raise RequestError("n", f"{num_samples} samples are more than the queue ever holds, {most_samples}")
         limit = self.config.max_tokens_in_flight
         if limit is not None and (count := sum(map(self.most_tokens, requests))) > limit:
             message = f"with the prompt, {count} tokens may be needed; the server has {limit} in flight at most"

@@ -155,13 +155,28 @@ class EngineLoop:
             self._core.add(seq)
         self._sink.started(rid)
 
-    def abort(self, rid: str, index: int | None = None, reason: FinishReason | None = None) -> bool:
-        """Ends a request, or one sample of it, and frees its pages. False when the request is unknown or has ended."""
+    def abort(
+        self,
+        rid: str,
+        index: int | None = None,
+        reason: FinishReason | None = None,
+        only_if: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Ends a request, or one sample of it, and frees its pages. False when the request is unknown or has ended.
+
+        Args:
+          only_if: asked in the engine's thread, once what was queued before is done.
+        """
         why = reason or FinishReason("abort", message="aborted")
+
+        def finish() -> None:
+            if only_if is None or only_if():
+                self._deliver(self._finish(rid, index, why))
+
         with self._wake:
             if rid not in self._live:
                 return False
-            self._inbox.append(lambda: self._deliver(self._finish(rid, index, why)))
+            self._inbox.append(finish)
             self._wake.notify()
         return True
 

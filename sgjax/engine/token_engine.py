@@ -101,13 +101,20 @@ class TokenEngine:
             for index in range(sampling.n)
         ]
 
-    def abort(self, rid: str, index: int | None = None, reason: FinishReason | None = None) -> bool:
+    def abort(
+        self,
+        rid: str,
+        index: int | None = None,
+        reason: FinishReason | None = None,
+        only_if: Callable[[], bool] | None = None,
+    ) -> bool:
         """Ends a request, or one sample of it, and frees its pages. False when the request is unknown or has ended.
 
         Args:
           reason: what the last event reports; default: an abort.
+          only_if: asked first, between two steps in the engine's thread.
         """
-        return self._loop.abort(rid, index, reason)
+        return self._loop.abort(rid, index, reason, only_if)
 
     def abort_requests(self, rid: str | None = None) -> None:
         """Ends a request and those of a batch that was sent under this id (`rid_0`, `rid_1`, ...); None is all."""

@@ -20,6 +20,11 @@ def check_device() -> None:
         raise NotImplementedError(f"the GPU has compute capability {capability}, and this kernel takes 9.0 (Hopper)")
 
 
+def num_multiprocessors() -> int:
+    """Of the GPU; without one, of an H100 with SXM5 (one for PCIe has 114)."""
+    return getattr(jax.local_devices()[0], "core_count", 132)
+
+
 def check_supported(**arrays: jax.Array) -> None:
     """Raises `NotImplementedError` that names what the kernels cannot do with arrays of shape (..., head_dim)."""
     check_device()

@@ -204,3 +204,11 @@ def test_other_gpus_are_named_and_auto_goes_on(monkeypatch, caplog):
     out = resolve("*=auto", "gpu").paged_decode(*args, **case.kwargs)
     _assert_close(out, decode_reference.paged_decode(*args, **case.kwargs))
     assert "8.0" in caplog.text
+
+
+def test_programs_fill_the_gpu_at_hand(monkeypatch):
+    gpu = SimpleNamespace(compute_capability="9.0", core_count=114)
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    q, k_cache, *_ = AttentionCase(kv_lens=(3,), head_dim=128).shapes()
+    plan = decode_mosaic._make_plan(q, k_cache, 1.0, None, None, decode_mosaic.Tuning(programs_per_multiprocessor=1))
+    assert plan.num_programs == 114

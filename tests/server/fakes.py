@@ -265,7 +265,7 @@ class FakeEngine:
     async def stop_profile(self) -> None:
         self.controls.append(("stop_profile",))
 
-    def abort(self, rid: str) -> bool:
+    def abort(self, rid: str, *, own: bool = False) -> bool:
         self.aborted.append(rid)
         return True
 

@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 from sgjax_server.processes import messages
 from sgjax_server.processes.engine_process import EngineServer, Outbox
-from sgjax_server.processes.messages import Call, Forget, Started, Submit
+from sgjax_server.processes.messages import Abort, Call, Forget, Started, Submit
 
 from sgjax.types import Request
 
@@ -28,8 +28,9 @@ class _Engine:
     def call(self, function: Callable[[], Any]) -> Any:
         return function()
 
-    def abort(self, rid: str) -> None:
-        self.aborted.append(rid)
+    def abort(self, rid: str, *_: Any, only_if: Callable[[], bool] | None = None) -> None:
+        if only_if is None or only_if():
+            self.aborted.append(rid)
 
 
 def _submit(worker: int, rid: str) -> Submit:
@@ -51,3 +52,18 @@ def test_a_lost_process_takes_its_requests_with_it_and_those_still_on_their_way(
         assert messages.decode_from_engine(inbox.recv()) == Started("b")
         outbox.started("a")  # what the engine still says of it goes nowhere
         outbox.lose(1)
+
+
+def test_an_id_that_a_process_was_refused_stays_another_ones(tmp_path: Path):
+    with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
+        inbox.bind(messages.worker_endpoint(str(tmp_path), 0, 0))
+        engine, outbox = _Engine(), Outbox(context, str(tmp_path), 0)
+        server = EngineServer(engine, outbox, reports=None)  # type: ignore[arg-type]
+        for message in (_submit(0, "a"), Abort("a", worker=1), Abort("unknown", worker=1)):
+            server.handle(message)
+        assert engine.aborted == []
+        for message in (Abort("a", worker=0), Abort("a")):  # its own process; any, as a cancelled response's
+            server.handle(message)
+        assert engine.aborted == ["a", "a"]
+        server.close()
+        outbox.lose(0)

@@ -44,7 +44,7 @@ EVENT = TokenEvent(
     [
         Submit(1, REQUEST, 12.5),
         Abort("r"),
-        Abort("r", 1, FinishReason("stop", matched=7)),
+        Abort("r", 1, FinishReason("stop", matched=7), worker=2),
         Call(0, 3, "pause", ["abort"]),
     ],
 )

@@ -91,8 +91,8 @@ class EngineClient:
         except (RequestError, EngineError) as error:
             handle.put(error)
 
-    def abort(self, rid: str) -> bool:
-        self._in_loop(self._send, Abort(rid))
+    def abort(self, rid: str, *, own: bool = False) -> bool:
+        self._in_loop(self._send, Abort(rid, worker=self._worker if own else None))
         return True  # it may be another HTTP process's
 
     def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -143,7 +143,7 @@ class EngineClient:
 
     def _process(self, events: list[TokenEvent]) -> None:
         for stop in self._outputs.process(events):
-            self._send(Abort(stop.rid, stop.index, stop.reason))
+            self._send(Abort(stop.rid, stop.index, stop.reason, self._worker))
 
     def _refuse(self, rid: str, error: Refusal) -> None:
         if rid in self._outputs:

@@ -102,6 +102,9 @@ class Outbox:
         self._workers[request.rid] = worker
         self._num_open[request.rid] = request.sampling.n
 
+    def owns(self, worker: int, rid: str) -> bool:
+        return self._workers.get(rid) == worker
+
     def rids_of(self, worker: int) -> list[str]:
         return [rid for rid, of in self._workers.items() if of == worker]
 
@@ -151,8 +154,9 @@ class EngineServer:
                 pass  # it was on its way when its sender died
             case Submit():
                 self._submit(message)
-            case Abort(rid, index, reason):
-                self._engine.abort(rid, index, reason)
+            case Abort(rid, index, reason, worker):
+                only_if = None if worker is None else lambda: self._outbox.owns(worker, rid)
+                self._engine.abort(rid, index, reason, only_if=only_if)
             case Call(method="metrics" | "stats_now"):  # they wait for nothing, and so tell of an engine that hangs too
                 self._call(message)
             case Call():

@@ -34,11 +34,15 @@ class Submit(msgspec.Struct, tag=0, array_like=True):
 
 
 class Abort(msgspec.Struct, tag=1, array_like=True):
-    """The end of a request, or of one sample of it, whose text has come to a stop."""
+    """The end of a request, or of one sample of it, whose text has come to a stop.
+
+    `worker`: only if the request is of this HTTP process. An id that it was refused may be another's.
+    """
 
     rid: str
     index: int | None = None
     reason: FinishReason | None = None
+    worker: int | None = None
 
 
 class Call(msgspec.Struct, tag=2, array_like=True):

@@ -24,7 +24,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from sgjax.kernels.hopper import SHARED_MEMORY_BYTES, check_device, swizzle_bytes, swizzled_smem
+from sgjax.kernels.hopper import (
+    SHARED_MEMORY_BYTES,
+    check_device,
+    num_multiprocessors,
+    swizzle_bytes,
+    swizzled_smem,
+)
 
 _LOG2_E = math.log2(math.e)
 _MIN = -1e30  # Finite, so that the first block of a piece gives exp2(_MIN - max) = 0 and not NaN.
@@ -40,14 +46,14 @@ class Tuning:
       block_keys: keys of a unit of work, a multiple of 64. None: 64, or 128 where they are of no more bytes.
       max_stages: blocks in the ring; fewer where shared memory does not hold them.
       programs_per_multiprocessor: at most this many; one where two stages do not fit otherwise.
-      multiprocessors: of the GPU.
+      multiprocessors: None: the GPU's.
       min_split_keys: no program takes fewer keys, so that a short batch has fewer slots to merge.
     """
 
     block_keys: int | None = None
     max_stages: int = 6
     programs_per_multiprocessor: int = 2
-    multiprocessors: int = 132
+    multiprocessors: int | None = None
     min_split_keys: int = 64
 
 
@@ -205,7 +211,7 @@ def _make_plan(
         items_per_kv_head=items_per_kv_head,
         block_keys=keys,
         num_stages=num_stages(programs),
-        num_programs=programs * tuning.multiprocessors,
+        num_programs=programs * (tuning.multiprocessors or num_multiprocessors()),
         min_share=pl.cdiv(tuning.min_split_keys, keys),
         # Every e4m3 number is a float16, and one instruction converts two of them; to bfloat16 it takes several.
         compute_dtype=jnp.dtype(jnp.float16) if is_wide else q.dtype,
@@ -570,6 +576,7 @@ def _merge_item(slots, slots_lse, *refs, rows, items_per_row: int, has_sinks: bo
     acc = tuple(plgpu.layout_cast(jnp.zeros((tile_rows, heads), jnp.float32), wgmma) for _ in range(num_tiles))
     if has_sinks:
         peak = plgpu.load(sinks[0].at[sink_row], layout=per_head, optimized=False) * _LOG2_E
+        peak = jnp.minimum(jnp.maximum(peak, _MIN), -_MIN)  # Infinite, it would give NaN.
         total = plgpu.layout_cast(jnp.ones((heads,), jnp.float32), per_head)
     else:
         peak = plgpu.layout_cast(jnp.full((heads,), _MIN, jnp.float32), per_head)

@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from sgjax.kernels.hopper import check_device, is_interpreted, swizzle_bytes, swizzled_smem
+from sgjax.kernels.hopper import check_device, is_interpreted, num_multiprocessors, swizzle_bytes, swizzled_smem
 from sgjax.kernels.lse import add_sinks
 
 _ROWS = 64  # Of a warpgroup: what one wgmma takes.
@@ -42,14 +42,14 @@ class Tuning:
     Attributes:
       block_keys: keys per step, 64 or 128.
       num_stages: blocks of keys, and of values, that are in shared memory at once.
-      num_programs: one per multiprocessor.
+      num_programs: None: one per multiprocessor of the GPU.
       max_splits: parts that keys may be cut into where queries that see all of them make too few tiles.
       producer_registers: per thread, a multiple of 16 and 8; the consumers share what it leaves of 504.
     """
 
     block_keys: int | None = None
     num_stages: int = 2
-    num_programs: int = 132
+    num_programs: int | None = None
     max_splits: int = 8
     producer_registers: int | None = None
 
@@ -79,8 +79,9 @@ def paged_prefill(
     options = dict(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks, causal=causal, return_lse=return_lse)
     _check(q, k_cache, v_cache, window, causal)
     plan = _make_plan(q, k_cache, options, tuning)
+    num_programs = tuning.num_programs or num_multiprocessors()
     num_tokens = q.shape[0]
-    num_splits = _num_splits(num_tokens, page_table.shape[1], plan, tuning)
+    num_splits = _num_splits(num_tokens, page_table.shape[1], plan, num_programs, tuning.max_splits)
     if num_splits > 1:
         call = functools.partial(
             paged_prefill,
@@ -93,7 +94,7 @@ def paged_prefill(
         out, lse = _attend_in_parts(call, q, k_cache, v_cache, page_table, kv_lens, q_starts, sinks, num_splits)
         return (out, lse) if return_lse else out
     tiles, places, first_tiles = _make_tiles(kv_lens, q_starts, num_tokens, plan)
-    num_programs = min(tuning.num_programs, tiles.shape[0] * plan.heads_of_grid)
+    num_programs = min(num_programs, tiles.shape[0] * plan.heads_of_grid)
     operands = [q, k_cache, v_cache, page_table, tiles]
     if sinks is not None:
         # One value per row of a tile.
@@ -175,13 +176,13 @@ def _make_plan(q: jax.Array, k_cache: jax.Array, options: dict[str, Any], tuning
     return plan
 
 
-def _num_splits(num_tokens: int, max_pages: int, plan: _Plan, tuning: Tuning) -> int:
+def _num_splits(num_tokens: int, max_pages: int, plan: _Plan, num_programs: int, most: int) -> int:
     """Parts to cut the keys into, so that tiles of queries that see all keys keep the programs busy."""
     if plan.causal:
         return 1
     num_tiles = pl.cdiv(num_tokens, _CONSUMERS * plan.num_tokens) * plan.heads_of_grid
     most_blocks = pl.cdiv(max_pages * plan.page_size, plan.block_keys)
-    return max(1, min(tuning.max_splits, tuning.num_programs // num_tiles, most_blocks // 4))
+    return max(1, min(most, num_programs // num_tiles, most_blocks // 4))
 
 
 def _attend_in_parts(
@@ -653,7 +654,8 @@ class _Consumer:
         if self.plan.has_sinks:
             sinks = plgpu.load(self.gmem.sinks.at[self.tile.head], layout=layout, optimized=False)
             total = plgpu.layout_cast(jnp.ones((_ROWS,), jnp.float32), layout)
-            return _State(sums, jnp.maximum(sinks * _LOG2_E, _MIN), total)
+            max_score = jnp.minimum(jnp.maximum(sinks * _LOG2_E, _MIN), -_MIN)  # Infinite, it would give NaN.
+            return _State(sums, max_score, total)
         max_score = plgpu.layout_cast(jnp.full((_ROWS,), _MIN, jnp.float32), layout)
         return _State(sums, max_score, plgpu.layout_cast(jnp.zeros((_ROWS,), jnp.float32), layout))
 
