@@ -97,7 +97,7 @@ async def test_openais_client_does_not_send_a_late_request_again(engine: FakeEng
 @pytest.mark.parametrize("path", CALLS)
 async def test_time_of_a_stream_is_up(engine: FakeEngine, path: str):
     engine.stuck = True
-    async with _client(_app(engine, request_timeout_s=1.0)) as client:
+    async with _client(_app(engine, request_timeout_s=2.0)) as client:
         response = await client.post(path, json={**CALLS[path], "stream": True})
     assert response.status_code == 200
     lines = [line for line in response.text.splitlines() if line]
