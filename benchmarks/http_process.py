@@ -32,10 +32,11 @@ from sgjax_server.processes.messages import Abort, Started, Step, Submit
 
 from benchmarks.load import Client, closed_loop
 from benchmarks.run_all import describe
-from benchmarks.workloads import VOCABULARY, Prompts
+from benchmarks.workloads import Prompts
 from sgjax.config import EngineConfig
 from sgjax.engine.info import EngineInfo
 from sgjax.models.checkpoint.embedded import fetch_embedded
+from sgjax.text import load_tokenizer
 from sgjax.types import FinishReason, Receipt, Request, TokenEvent
 
 HERE = Path(__file__).parent.parent
@@ -113,8 +114,9 @@ def us_per_token(client: Client, pid: int, num_streams: int) -> float:
 
 
 class StandIn(threading.Thread):
-    """Says what an engine would: that it has queued requests, and a random token for each of them in every step.
+    """Says what an engine would: that it has queued requests, and a token for each of them in every step.
 
+    The tokens are those of a text, from a place of its own for each request: like a model's, a few of them are most.
     Steps begin when all streams are there, so that every one of them holds that many tokens.
     """
 
@@ -128,14 +130,15 @@ class StandIn(threading.Thread):
         self._out.connect(messages.worker_endpoint(folder, 0, 0))
         self._num_streams = num_streams
         self._step_s = step_s
-        self._running: dict[str, tuple[Request, list[int]]] = {}
+        self._running: dict[str, tuple[Request, int, list[int]]] = {}  # with the place in the text, and what was said
+        self._text = load_tokenizer(fetch_embedded()).encode((HERE / "README.md").read_text(encoding="utf-8"))
         self._rng = random.Random(0)
 
     def run(self) -> None:
         next_s = 0.0
         while True:
             self._listen_until(next_s)
-            has_begun = any(tokens for _, tokens in self._running.values())
+            has_begun = any(tokens for _, _, tokens in self._running.values())
             if has_begun or len(self._running) == self._num_streams:
                 self._out.send(messages.encode(Step([self._event(rid) for rid in list(self._running)])))
             next_s = time.monotonic() + self._step_s
@@ -144,14 +147,14 @@ class StandIn(threading.Thread):
         while self._inbox.poll(max(0, int((end_s - time.monotonic()) * 1e3))):
             match messages.decode_to_engine(self._inbox.recv()):
                 case Submit(request=request):
-                    self._running[request.rid] = request, []
+                    self._running[request.rid] = request, self._rng.randrange(len(self._text)), []
                     self._out.send(messages.encode(Started(request.rid)))
                 case Abort(rid=rid):
                     self._running.pop(rid, None)
 
     def _event(self, rid: str) -> TokenEvent:
-        request, tokens = self._running[rid]
-        tokens.append(self._rng.randrange(VOCABULARY.start, VOCABULARY.stop))
+        request, start, tokens = self._running[rid]
+        tokens.append(self._text[(start + len(tokens)) % len(self._text)])
         event = TokenEvent(rid, 0, tokens[-1:])
         if len(tokens) == request.sampling.max_new_tokens:
             event.finish = FinishReason("length")

@@ -52,11 +52,11 @@ from sgjax_server.sessions import SessionStore
 from sgjax_server.shared import Shared
 from sgjax_server.tracing import start_tracing
 
+# Those asked for most come first: a request is compared with one route after the other.
 _ROUTES = (
-    *(health, info, load, metrics, models, control, logs),
-    *(generate, sessions, chat, completions, responses, program),
-    *(anthropic, ollama, ollama_models),
-    *(tokenize, score, parse, unserved),
+    *(chat, completions, generate, responses, anthropic, ollama),
+    *(program, sessions, tokenize, score, parse, unserved),
+    *(health, info, load, metrics, models, ollama_models, control, logs),
     *(page, docs, live),
 )
 

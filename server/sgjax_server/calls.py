@@ -17,7 +17,7 @@ from sgjax_server.delivery import Delivery, Deltas, Take
 from sgjax_server.errors import ClientGone
 
 if TYPE_CHECKING:
-    from sgjax.engine import RequestHandle
+    from sgjax.engine.outputs import Arrival, RequestHandle
     from sgjax_server.engine_api import ServedEngine
     from sgjax_server.routes.context import Context
 
@@ -126,27 +126,25 @@ class Call:
         """
         delivery = Delivery(take, interval, sum(self._num_running.values()))
         for number in range(len(self._handles)):
-            self._handles[number].notify(functools.partial(self._arrived, number, delivery))
+            self._handles[number].deliver_to(functools.partial(self._arrived, number, delivery))
         try:
             await delivery.ended
         finally:
             delivery.cancel()
 
-    def _arrived(self, number: int, delivery: Delivery) -> None:
+    def _arrived(self, number: int, delivery: Delivery, items: Sequence[Arrival]) -> None:
         """Something has come to the handle of a request."""
         if delivery.ended.done():  # nobody is there for it any more
             return
-        deltas = []
-        try:
-            for delta in self._handles[number].take():
-                if delta.finish is not None:
-                    self._num_running[delta.rid] -= 1
-                    self._record.end(delta.rid, delta.index, delta.finish, delta.receipt)
-                deltas.append(delta)
-        except Exception as error:
-            delivery.fail(error)
-        else:
-            delivery.put(number, deltas)
+        for item in items:
+            if isinstance(item, Exception):
+                delivery.fail(item)
+                return
+            if item.finish is not None:
+                self._num_running[item.rid] -= 1
+                self._record.end(item.rid, item.index, item.finish, item.receipt)
+            delivery.put(number, item)
+        delivery.hand_on()
 
 
 async def started(call: Call, receive: Receive) -> None:

@@ -13,7 +13,9 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from sgjax_server import direct_write
 from sgjax_server.calls import until_disconnected
+from sgjax_server.direct_write import DirectWrite
 from sgjax_server.errors import ApiError, anthropic_error, as_api_error, ollama_error, openai_error, responses_error
 from sgjax_server.middleware.timeout import taken_timeout, timeout_error
 
@@ -94,8 +96,10 @@ OLLAMA = StreamForm("application/x-ndjson", lambda error: line(ollama_error(erro
 class Writer:
     """Sends the body of a stream, piece by piece. Pieces may be empty."""
 
-    def __init__(self, send: Send):
+    def __init__(self, send: Send, direct_write: DirectWrite | None = None):
         self._send = send
+        self._direct_write = direct_write
+        self._has_begun = False
         self._loop = asyncio.get_running_loop()
 
     async def write(self, piece: bytes) -> None:
@@ -105,8 +109,9 @@ class Writer:
 
     def write_now(self, piece: bytes) -> asyncio.Task[None] | None:
         """Sends a piece without a switch of tasks where the connection has room for it; else returns what will."""
-        if not piece:
+        if not piece or (self._has_begun and self._direct_write is not None and self._direct_write(piece)):
             return None
+        self._has_begun = True
         task = asyncio.Task(self._send(_body(piece)), loop=self._loop, eager_start=True)  # type: ignore[arg-type]
         if not task.done():
             return task
@@ -145,7 +150,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Sending alone would not do: a request that waits in the queue has nothing to send for long.
-        writer = asyncio.create_task(self._write(send))
+        writer = asyncio.create_task(self._write(send, direct_write.offered(scope)))
         watcher = asyncio.create_task(until_disconnected(receive))
         timeout_s = taken_timeout(scope)
         try:
@@ -162,10 +167,10 @@ class EventStream(Response):
                 async with asyncio.timeout(_LAST_WORDS_S):  # it may be late because its client does not read
                     await self._end(send, timeout_error())
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, direct: DirectWrite | None) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            await self._body(Writer(send))
+            await self._body(Writer(send, direct))
         except OSError:
             return  # the client is gone
         except Exception as error:

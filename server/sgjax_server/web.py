@@ -9,6 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sgjax_server import direct_write
 from sgjax_server.config import ServerConfig
 
 _MAX_HEAD_BYTES = 64 * 1024
@@ -64,6 +65,7 @@ def _protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
             self._stop_timer()
             self._num_pending = 0
             super().on_headers_complete()
+            direct_write.offer(self.cycle)  # in time: the application is started, and runs later
 
         def on_body(self, body: bytes) -> None:
             self._num_pending = 0

@@ -7,19 +7,20 @@ import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from sgjax.errors import EngineError, QueueFull, RequestError
 from sgjax.text import TextStream, Tokenizer
 from sgjax.types import FinishReason, OutputDelta, Request, TokenEvent
 
 Refusal = RequestError | QueueFull | EngineError
+Arrival = OutputDelta | Refusal
 
 
 class RequestHandle:
     """Where one request's deltas arrive. Iterate it (or `async for`) once, until every sample has finished.
 
-    In an event loop `notify` and `take` are there for who wants them in the moment in which they arrive.
+    Who wants them in the moment in which they arrive has them delivered instead.
 
     Args:
       loop: the event loop that will iterate; None for a plain thread.
@@ -31,8 +32,8 @@ class RequestHandle:
         self._num_open = request.sampling.n
         self._started: threading.Event | asyncio.Event = threading.Event() if loop is None else asyncio.Event()
         self._refusal: Refusal | None = None
-        self._items: queue.SimpleQueue[OutputDelta | Refusal] = queue.SimpleQueue()
-        self._on_arrival: Callable[[], None] | None = None
+        self._items: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._take: Callable[[Sequence[Arrival]], None] | None = None
 
     async def started(self) -> None:
         """Waits until the engine has queued the request, which for a grammar is when it has been compiled.
@@ -56,34 +57,29 @@ class RequestHandle:
         """Lets `started` return. Called like `put`."""
         self._started.set()
 
-    def put(self, *items: OutputDelta | Refusal) -> None:
+    def put(self, *items: Arrival) -> None:
         """Called in `loop` where there is one, else by the engine's thread."""
         if not self._started.is_set():
             if isinstance(items[0], Exception):
                 self._refusal = items[0]
             self._started.set()
+        if self._take is not None:
+            self._take(items)
+            return
         for item in items:
             self._items.put(item)
-        if self._on_arrival is not None:
-            self._on_arrival()
 
-    def notify(self, on_arrival: Callable[[], None]) -> None:
-        """Has `on_arrival` called in the event loop when something arrives; at once if something has already."""
-        assert self.loop is not None, "submitted without an event loop: use `for`"
-        self._on_arrival = on_arrival
-        if not self._items.empty():
-            on_arrival()
+    def deliver_to(self, take: Callable[[Sequence[Arrival]], None]) -> None:
+        """Has `take` called, where `put` is, with what arrives together; now, and here, with what has already.
 
-    def take(self) -> Iterator[OutputDelta]:
-        """What has arrived and was not taken yet; waits for nothing.
-
-        Raises:
-          RequestError, QueueFull, EngineError: the request has ended with it.
+        An exception is the last to arrive: the request has ended with it.
         """
-        while not self._items.empty():
-            yield self._accept(self._items.get())
+        self._take = take
+        waiting = [self._items.get() for _ in range(self._items.qsize())]
+        if waiting:
+            take(waiting)
 
-    def _accept(self, item: OutputDelta | Refusal) -> OutputDelta:
+    def _accept(self, item: Arrival) -> OutputDelta:
         if isinstance(item, Exception):
             raise item
         self._num_open -= item.finish is not None
@@ -95,13 +91,16 @@ class RequestHandle:
             yield self._accept(self._items.get())
 
     async def __aiter__(self) -> AsyncIterator[OutputDelta]:
-        arrived = asyncio.Event()
-        self.notify(arrived.set)
+        assert self.loop is not None, "submitted without an event loop: use `for`"
+        arrived: asyncio.Queue[Arrival] = asyncio.Queue()
+
+        def take(items: Sequence[Arrival]) -> None:
+            for item in items:
+                arrived.put_nowait(item)
+
+        self.deliver_to(take)
         while self._num_open:
-            await arrived.wait()
-            arrived.clear()
-            for delta in self.take():
-                yield delta
+            yield self._accept(await arrived.get())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from sgjax.cache.manager import CacheManager, CacheStats
 from sgjax.config import EngineConfig
 from sgjax.engine import EngineInfo, EngineStats, LiveSnapshot
 from sgjax.engine.batch import SchedulerCounters
-from sgjax.engine.outputs import RequestHandle
+from sgjax.engine.outputs import Arrival, RequestHandle
 from sgjax.errors import EngineError
 from sgjax.types import (
     FinishReason,
@@ -104,8 +104,8 @@ class FakeHandle(RequestHandle):
         if self._compile is not None:
             await self._compile()
 
-    def notify(self, on_arrival: Callable[[], None]) -> None:
-        super().notify(on_arrival)
+    def deliver_to(self, take: Callable[[Sequence[Arrival]], None]) -> None:
+        super().deliver_to(take)
         self._generating = asyncio.create_task(self._generate())
 
     async def _generate(self) -> None:

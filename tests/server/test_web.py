@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ from sgjax_server.app import create_app
 from sgjax_server.config import ServerConfig
 from sgjax_server.host import EngineHost
 from sgjax_server.web import uvicorn_options
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgjax.config import ConfigError
 
@@ -23,11 +25,13 @@ from .fakes import FakeEngine
 
 
 @contextlib.asynccontextmanager
-async def _serving(engine: FakeEngine, **settings) -> AsyncIterator[int]:
+async def _serving(
+    engine: FakeEngine, around: Callable[[ASGIApp], ASGIApp] = lambda app: app, **settings
+) -> AsyncIterator[int]:
     """The port of a server."""
     config = ServerConfig(**settings)
     app = create_app(EngineHost(engine), config)  # type: ignore[arg-type]
-    server = uvicorn.Server(uvicorn_options(config, app, port=0, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn_options(config, around(app), port=0, timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
@@ -152,3 +156,33 @@ async def test_tls(engine: FakeEngine, certificate: Path, key: str, password: st
 def test_a_key_that_cannot_be_used(certificate: Path):
     with pytest.raises(ConfigError, match="ssl_certfile: certificate and key cannot be used"):
         ServerConfig(ssl_certfile=str(certificate / "cert.pem"), ssl_keyfile=str(certificate / "locked.pem"))
+
+
+@pytest.mark.parametrize(("log_requests", "sees_all"), [("off", False), ("metadata", False), ("full", True)])
+async def test_pieces_of_a_stream_pass_by_middleware_that_does_not_read_them(
+    engine: FakeEngine, log_requests: str, sees_all: bool
+):
+    seen: list[Message] = []
+
+    def watched(app: ASGIApp) -> ASGIApp:
+        async def layer(scope: Scope, receive: Receive, send: Send) -> None:
+            async def watch(message: Message) -> None:
+                if scope["type"] == "http":
+                    seen.append(message)
+                await send(message)
+
+            await app(scope, receive, watch)
+
+        return layer
+
+    async with _serving(engine, watched, log_requests=log_requests) as port, httpx.AsyncClient() as client:
+        body = {"text": "a", "stream": True}
+        answer = (await client.post(f"http://127.0.0.1:{port}/generate", json=body)).text
+    events = answer.strip().split("\n\n")
+    assert json.loads(events[-2].removeprefix("data: "))["text"] == "Hello world"
+    assert len(events) > 4
+    pieces = [message["body"] for message in seen if message["type"] == "http.response.body"]
+    if sees_all:
+        assert b"".join(pieces).decode() == answer
+    else:
+        assert pieces == [f"{events[0]}\n\n".encode(), b"data: [DONE]\n\n"]

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgjax.types import FinishReason, Receipt, Request
+from sgjax_server import direct_write
 from sgjax_server.config import RequestDetail
 from sgjax_server.middleware.access import OPEN_PATHS
 
@@ -91,7 +92,10 @@ class LogRequests:
         scope.setdefault("state", {})["record"] = record
         if self._log.detail == "off" or scope["path"] in OPEN_PATHS:
             return await self._app(scope, receive, send)
-        watch = _Watch(receive, send, with_bodies=self._log.detail == "full")
+        with_bodies = self._log.detail == "full"
+        if with_bodies:
+            direct_write.withdraw(scope)
+        watch = _Watch(receive, send, with_bodies=with_bodies)
         try:
             await self._app(scope, watch.receive, watch.send)
         finally:
