@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import zmq
 from sgjax_server.processes import messages
-from sgjax_server.processes.engine_process import EngineServer, Outbox
+from sgjax_server.processes.engine_process import EngineServer, Outbox, freeze_what_stays
 from sgjax_server.processes.messages import Abort, Call, Forget, Started, Submit
 
 from sgjax.types import Request
@@ -67,3 +69,26 @@ def test_an_id_that_a_process_was_refused_stays_another_ones(tmp_path: Path):
         assert engine.aborted == ["a", "a"]
         server.close()
         outbox.lose(0)
+
+
+class _CompilingEngine:
+    def __init__(self) -> None:
+        self.compiled = threading.Event()
+
+    def wait_until_compiled(self) -> None:
+        self.compiled.wait()
+
+
+def test_collections_leave_out_what_was_there_when_all_was_compiled():
+    try:
+        engine = _CompilingEngine()
+        compiling = freeze_what_stays(engine)  # type: ignore[arg-type]
+        num_before = gc.get_freeze_count()
+        assert num_before > 100_000
+        of_compiling = [[] for _ in range(1000)]
+        engine.compiled.set()
+        compiling.join()
+        assert gc.get_freeze_count() >= num_before + len(of_compiling)
+        assert not any(one is of_compiling for one in gc.get_objects())
+    finally:
+        gc.unfreeze()
