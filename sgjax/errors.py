@@ -12,6 +12,10 @@ class RequestError(ValueError):
         self.message = message
 
 
+class RequestAborted(RuntimeError):
+    """A request that was ended before its time: by whoever operates the engine, or by what it asked for itself."""
+
+
 class QueueFull(RuntimeError):
     """The waiting queue is full. The request is fine and may be sent again later."""
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from sgjax.errors import RequestAborted
 from sgjax.lang import ir
 from sgjax.lang.backends.base import Backend, Completion, EndsEarly
 from sgjax.lang.executor import Executor
@@ -290,7 +291,7 @@ class Interpreter:
 def _check_finished(completion: Completion) -> None:
     reason = completion.meta_info.get("finish_reason")
     if isinstance(reason, dict) and reason.get("type") == "abort":
-        raise RuntimeError(f"the request was aborted: {reason.get('message') or 'no reason was given'}")
+        raise RequestAborted(f"the request was aborted: {reason.get('message') or 'no reason was given'}")
 
 
 def _describe(item: ir.Expr) -> str:

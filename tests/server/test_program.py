@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -293,6 +294,19 @@ async def test_closing_a_run_frees_its_pages_at_once(engine: sgjax.Engine):
     stats = engine.stats()
     assert stats.num_running == stats.num_waiting == 0
     assert stats.counters.decode_steps - steps <= 3
+
+
+def test_aborting_a_program_by_its_id(client: httpx.Client, engine: sgjax.Engine):
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(client.post, "/run_program", json=body(endless, LONG, rid="mine"))
+        while engine.stats().num_running < 3:
+            assert not asked.done()
+        engine.abort_requests("min")  # somebody else's
+        assert not asked.done()
+        engine.abort_requests("mine")
+        response = asked.result()
+    assert response.status_code == 409
+    assert "the request was aborted" in response.json()["error"]["message"]
 
 
 def test_leaving_before_the_answer(client: httpx.Client, engine: sgjax.Engine, app):

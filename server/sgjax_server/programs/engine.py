@@ -28,7 +28,7 @@ class ProgramEngine:
     """Submits a program's requests, until `end`. What `EngineBackend` needs of an engine; safe to use from any thread.
 
     Args:
-      rid: what the ids of its requests begin with.
+      rid: its requests are a batch under this id.
       priority, extra_key: of every request.
     """
 
@@ -89,8 +89,8 @@ class ProgramEngine:
 
     def _submit(self, ids: Sequence[int], sampling: SamplingParams, options: dict[str, Any]) -> RequestHandle:
         with self._lock:
+            rid = f"{self._rid}_{self._num_requests}"
             self._num_requests += 1
-            rid = f"{self._rid}-{self._num_requests}"
         request = Request(rid=rid, input_ids=tuple(ids), sampling=sampling, **self._options, **options)
         self._budget.reserve_tokens(self._most_tokens(request))
         while True:

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import sgjax
+from sgjax.errors import RequestAborted, RequestError
 from sgjax.lang import ir
 from sgjax.lang.interpreter import Interpreter, RunOptions
 from sgjax.lang.state import ProgramState
 from sgjax.lang.transcript_json import dump_transcript
-from sgjax.types import RequestError
 from sgjax_server.errors import ApiError, as_api_error
 from sgjax_server.programs.budget import Budget
 from sgjax_server.programs.engine import ProgramBackend, ProgramEngine
@@ -188,6 +188,8 @@ def _failed(error: Exception, at: str, variable: str | None, state: int) -> Prog
             status, text = 400, message if field == at else f"{field}: {message}"
         case ValueError() | TypeError() | LookupError():  # what a program does to its values
             status, text = 400, f"{type(error).__name__}: {error}"
+        case RequestAborted():
+            status, text = 409, str(error)
         case sgjax.EngineError() | RuntimeError():
             status, text = 503 if isinstance(error, sgjax.EngineError) else 500, str(error)
         case _:
