@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from sgjax.closing import closed_at_exit
 from sgjax.config import EngineConfig
 from sgjax.engine.build import build_core
 from sgjax.engine.outputs import OutputProcessor, RequestHandle
@@ -154,7 +155,9 @@ class Engine(TokenEngine):
 
         With n > 1, outputs of different samples interleave; `index` tells them apart. Leaving early aborts.
         """
-        request = self._single_request(prompt, sampling_params, options)
+        return closed_at_exit(self._stream(self._single_request(prompt, sampling_params, options)))
+
+    def _stream(self, request: Request) -> Generator[GenerateOutput]:
         outputs = _new_outputs(request)
         handle = self._submit(request, None, bounded=True)
         try:

@@ -7,9 +7,10 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
+from sgjax.closing import closed_at_exit
 from sgjax.lang import ir, remote
 from sgjax.lang.backends.base import Backend
 from sgjax.lang.default_backend import backend_or_default
@@ -140,7 +141,7 @@ class SglFunction:
         under_way = UnderWay()
         runs = [self._batch_run({**sampling, **item}, found, on_server, under_way) for item in batch]
         results = self._results(runs, batch, found, num_threads, progress_bar, under_way)
-        return results if generator_style else list(results)
+        return closed_at_exit(results) if generator_style else list(results)
 
     def trace(self, *, backend: Any = None, needs_all: bool = False, **arguments: Any) -> ir.Program:
         """Records what the program does, without a model: its arguments and variables are symbols.
@@ -230,7 +231,7 @@ class SglFunction:
         num_threads: Any,
         progress_bar: bool,
         under_way: UnderWay,
-    ) -> Iterator[ProgramState]:
+    ) -> Generator[ProgramState]:
         if not batch:
             return
         order, used = self._order(batch, backend)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from typing import Any, Self
 
+from sgjax.closing import closed_at_exit
 from sgjax.lang import ir
 from sgjax.lang.interpreter import Interpreter
 from sgjax.lang.usage import Usage
@@ -299,6 +300,9 @@ class ProgramState(State):
           KeyError: nothing sets the variable.
           ProgramError: a step failed.
         """
+        return closed_at_exit(self._pieces(var_name))
+
+    def _pieces(self, var_name: str | None) -> Generator[str]:
         with self._executor.streaming(self.cancel):
             yield from self._executor.pieces(var_name)
 
