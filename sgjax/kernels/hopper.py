@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from jax._src import config as jax_config
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 SHARED_MEMORY_BYTES = 233472  # Of a multiprocessor; 1 KB of it is lost to every program.
+LOG2_E = math.log2(math.e)
+MIN_SCORE = -1e30  # Finite, so that where no key has been seen yet exp2(-inf - MIN_SCORE) is 0 and not NaN.
 
 
 def check_device() -> None:
@@ -25,14 +28,21 @@ def num_multiprocessors() -> int:
     return getattr(jax.local_devices()[0], "core_count", 132)
 
 
-def check_supported(**arrays: jax.Array) -> None:
-    """Raises `NotImplementedError` that names what the kernels cannot do with arrays of shape (..., head_dim)."""
+def check_attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array) -> None:
+    """Raises `NotImplementedError` that names what the attention kernels cannot do with these operands."""
     check_device()
-    for name, array in arrays.items():
-        if array.dtype != jnp.bfloat16:
-            raise NotImplementedError(f"{name} is {array.dtype}, and this kernel takes bfloat16 alone")
-        if array.shape[-1] not in (64, 128):
-            raise NotImplementedError(f"head_dim is {array.shape[-1]}, and this kernel takes 64 and 128")
+    if q.dtype != jnp.bfloat16:
+        raise NotImplementedError(f"q is {q.dtype}, and this kernel takes bfloat16 alone")
+    if k_cache.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn):
+        raise NotImplementedError(f"k_cache is {k_cache.dtype}, and this kernel takes bfloat16 and float8_e4m3fn")
+    if v_cache.dtype != k_cache.dtype:
+        raise NotImplementedError(f"k_cache is {k_cache.dtype} and v_cache {v_cache.dtype}, which must be the same")
+    for name, value, known in (
+        ("head_dim", q.shape[3], (64, 80, 96, 128, 256)),
+        ("page_size", k_cache.shape[2], (16, 32, 64, 128)),
+    ):
+        if value not in known:
+            raise NotImplementedError(f"{name} is {value}, and this kernel takes {', '.join(map(str, known))}")
 
 
 def is_interpreted() -> bool:
@@ -51,3 +61,16 @@ def swizzled_smem(shape: tuple[int, ...], dtype: Any, swizzle: int) -> Any:
     """Shared memory in the layout that `wgmma` reads; both operands must have the same swizzle, in bytes."""
     tiling = plgpu.TilingTransform((8, swizzle // jnp.dtype(dtype).itemsize))  # type: ignore[abstract]
     return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))  # type: ignore[abstract]
+
+
+def capped_scores(products: jax.Array, scale: float, soft_cap: float | None) -> tuple[jax.Array, float]:
+    """Scores before masking, and what they are still to be multiplied by to be in units of log 2."""
+    if soft_cap is None:
+        return products, scale * LOG2_E
+    # tanh through exp2, whose fast instruction is exact to 2^-22; that of tanh, to 2^-11, is too coarse.
+    return 1 - 2 / (1 + jnp.exp2(products * (2 * LOG2_E * scale / soft_cap))), soft_cap * LOG2_E
+
+
+def sink_scores(sinks: jax.Array) -> jax.Array:
+    """Sinks in units of log 2. Infinite ones would give NaN."""
+    return jnp.minimum(jnp.maximum(sinks * LOG2_E, MIN_SCORE), -MIN_SCORE)

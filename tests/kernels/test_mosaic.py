@@ -17,6 +17,7 @@ from sgjax.kernels.cases import AttentionCase, FilterCase, WriteCase
 from sgjax.kernels.paged_decode import mosaic as decode_mosaic
 from sgjax.kernels.paged_decode import reference as decode_reference
 from sgjax.kernels.paged_prefill import mosaic as prefill_mosaic
+from sgjax.kernels.paged_prefill import mosaic_tiles
 from sgjax.kernels.paged_prefill import reference as prefill_reference
 from sgjax.kernels.sampling_threshold import mosaic as threshold_mosaic
 from sgjax.kernels.sampling_threshold import reference as threshold_reference
@@ -120,20 +121,19 @@ def test_paged_prefill(case, sizes, capsys):
 @pytest.mark.parametrize("window", [None, 1, 50, 200])
 def test_prefill_tiles_are_the_batch_with_the_most_work_first(window):
     """Each token is in one tile, no block that is left out is seen, and what goes without a mask is seen in full."""
-    q_starts, kv_lens, num_tokens = (3, 3, 4, 104, 104, 107), (5, 300, 220, 0, 107), 130
-    case = AttentionCase(kv_lens=kv_lens, q_lens=(1,) * 5)
-    q, k_cache, *_ = case.make()
-    plan = prefill_mosaic._make_plan(q, k_cache, case.kwargs | dict(window=window))
-    arrays = prefill_mosaic._make_tiles(jnp.asarray(kv_lens), jnp.asarray(q_starts), num_tokens, plan)
-    tiles = [prefill_mosaic._Tile(*map(int, fields)) for fields in arrays[0]]
+    q_starts, kv_lens, num_tokens, block_keys = (3, 3, 4, 104, 104, 107), (5, 300, 220, 0, 107), 130, 128
+    made = mosaic_tiles.make_tiles(
+        jnp.asarray(kv_lens), jnp.asarray(q_starts), num_tokens, tile_tokens=64, block_keys=block_keys, window=window
+    )
+    tiles = [mosaic_tiles.Tile(*map(int, fields)) for fields in made.tiles]
     tokens = [token for tile in tiles for token in range(tile.first_token, tile.first_token + tile.num_tokens)]
     assert sorted(tokens) == list(range(num_tokens))
     assert [tile.num_blocks for tile in tiles] == sorted((tile.num_blocks for tile in tiles), reverse=True)
     for tile in tiles:
         positions = tile.first_position + np.arange(tile.num_tokens)[:, None]
-        keys = np.arange(3 * plan.block_keys)
+        keys = np.arange(3 * block_keys)
         visible = (keys <= positions) & (keys > positions - (window or 1000)) & (tile.kv_len > 0)
-        blocks = visible.reshape(len(positions), 3, plan.block_keys)
+        blocks = visible.reshape(len(positions), 3, block_keys)
         begin = tile.end - tile.num_blocks
         assert not blocks[:, :begin].any()
         assert not blocks[:, tile.end :].any()
@@ -181,6 +181,17 @@ def test_what_is_not_supported_is_named(change, named):
     if "page_size" not in change:
         with pytest.raises(NotImplementedError, match=named):
             jax.eval_shape(write_mosaic.write_kv, *WriteCase(num_tokens=3, **change).shapes())
+
+
+def test_caches_of_two_dtypes_are_named():
+    for function, case in (
+        (decode_mosaic.paged_decode, AttentionCase(kv_lens=(3,))),
+        (prefill_mosaic.paged_prefill, AttentionCase(kv_lens=(3,), q_lens=(2,))),
+    ):
+        q, k_cache, v_cache, *rows = case.shapes()
+        v_cache = jax.ShapeDtypeStruct(v_cache.shape, jnp.float8_e4m3fn)
+        with pytest.raises(NotImplementedError, match="k_cache is bfloat16 and v_cache float8_e4m3fn"):
+            jax.eval_shape(partial(function, **case.kwargs), q, k_cache, v_cache, *rows)
 
 
 def test_decode_names_a_group_that_is_too_large():

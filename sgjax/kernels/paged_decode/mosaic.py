@@ -25,15 +25,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from sgjax.kernels.hopper import (
+    LOG2_E,
+    MIN_SCORE,
     SHARED_MEMORY_BYTES,
-    check_device,
+    capped_scores,
+    check_attention,
     num_multiprocessors,
+    sink_scores,
     swizzle_bytes,
     swizzled_smem,
 )
 
-_LOG2_E = math.log2(math.e)
-_MIN = -1e30  # Finite, so that the first block of a piece gives exp2(_MIN - max) = 0 and not NaN.
 _MERGE_REGISTERS = 64  # A thread's share of the slots that a merge loads at a time.
 _FLOAT16_MAX = 65504.0
 
@@ -129,7 +131,7 @@ def paged_decode(
 ) -> Any:
     """See `api.PagedDecode`. Raises `NotImplementedError` for what the kernel does not do."""
     num_rows, num_kv_heads, group, head_dim = q.shape
-    _check_supported(q, k_cache, v_cache)
+    check_attention(q, k_cache, v_cache)
     plan = _make_plan(q, k_cache, scale, window, soft_cap, tuning)
     items_per_row = num_kv_heads * plan.items_per_kv_head
     heads = group // plan.items_per_kv_head
@@ -154,27 +156,6 @@ def paged_decode(
 paged_decode.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def _check_supported(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array) -> None:
-    check_device()
-    if q.dtype != jnp.bfloat16:
-        raise NotImplementedError(f"q is {q.dtype}, and this kernel takes bfloat16 alone")
-    if k_cache.dtype not in (jnp.bfloat16, jnp.float8_e4m3fn):
-        raise NotImplementedError(f"k_cache is {k_cache.dtype}, and this kernel takes bfloat16 and float8_e4m3fn")
-    if v_cache.dtype != k_cache.dtype:
-        raise NotImplementedError(f"k_cache is {k_cache.dtype} and v_cache {v_cache.dtype}, which must be the same")
-    group, head_dim = q.shape[2:]
-    page_size = k_cache.shape[2]
-    if head_dim not in (64, 80, 96, 128, 256):
-        raise NotImplementedError(f"head_dim is {head_dim}, and this kernel takes 64, 80, 96, 128 and 256")
-    if page_size not in (16, 32, 64, 128):
-        raise NotImplementedError(f"page_size is {page_size}, and this kernel takes 16, 32, 64 and 128")
-    if group % pl.cdiv(group, _max_heads(head_dim)):
-        most = _max_heads(head_dim)
-        raise NotImplementedError(
-            f"{group} query heads per KV head, and this kernel takes up to {most}, or more in equal parts of that size"
-        )
-
-
 def _max_heads(head_dim: int) -> int:
     """Query heads that an item may have, by the registers that its sums take; groups of more are several items."""
     return 64 if head_dim <= 128 else 32
@@ -184,7 +165,13 @@ def _make_plan(
     q: jax.Array, k_cache: jax.Array, scale: float, window: int | None, soft_cap: float | None, tuning: Tuning
 ) -> _Plan:
     _, _, group, head_dim = q.shape
-    items_per_kv_head = pl.cdiv(group, _max_heads(head_dim))
+    most_heads = _max_heads(head_dim)
+    items_per_kv_head = pl.cdiv(group, most_heads)
+    if group % items_per_kv_head:
+        raise NotImplementedError(
+            f"{group} query heads per KV head, and this kernel takes up to {most_heads}, or more in equal parts of "
+            "that size"
+        )
     heads = pl.cdiv(group // items_per_kv_head, 8) * 8
     small = head_dim == 64 and heads == 8
     keys = tuning.block_keys or (128 if small else 64)
@@ -400,7 +387,7 @@ def _compute(for_each_piece, out, lse, smem: _Smem, plan: _Plan) -> None:
         plgpu.barrier_wait(smem.q_full.at[q_slot])
         sums = _Sums(
             acc=tuple(plgpu.layout_cast(jnp.zeros((tile_rows, plan.heads), jnp.float32), wgmma) for _ in tiles),
-            peak=plgpu.layout_cast(jnp.full((plan.heads,), _MIN, jnp.float32), per_head),
+            peak=plgpu.layout_cast(jnp.full((plan.heads,), MIN_SCORE, jnp.float32), per_head),
             totals=plgpu.layout_cast(jnp.zeros((plan.block_keys, plan.heads), jnp.float32), wgmma),
         )
 
@@ -439,10 +426,12 @@ def _add_block(sums: _Sums, q: Any, slot: jax.Array, seen: tuple[Any, Any], smem
     """Attention over the block in the ring's slot, of which `q` sees the keys `seen[0]` to `seen[1] - 1`."""
     plgpu.barrier_wait(smem.k_full.at[slot])
     keys = smem.k.at[slot] if smem.k_wide is None else _widen(smem.k.at[slot], smem.k_wide)
-    scores = _multiply(keys, q.transpose((1, 0)))
+    products = _multiply(keys, q.transpose((1, 0)))
     plgpu.barrier_arrive(smem.k_free.at[slot])
 
-    scores = _scores(scores, *seen, plan)
+    scores, factor = capped_scores(products, plan.scale, plan.soft_cap)
+    scores *= factor
+    scores = jnp.where(_seen(scores.shape, *seen), scores, -jnp.inf)
     peak = jnp.maximum(sums.peak, scores.max(axis=0))
     decay = jnp.exp2(sums.peak - peak)
     weights = jnp.exp2(scores - lax.broadcast_in_dim(peak, scores.shape, [1]))
@@ -480,18 +469,6 @@ def _widen(narrow: Any, wide: Any) -> Any:
     wide[...] = plgpu.layout_cast(narrow[...], layout).astype(wide.dtype)
     plgpu.commit_smem()
     return wide
-
-
-def _scores(products: jax.Array, seen_from: jax.Array, seen_to: jax.Array, plan: _Plan) -> jax.Array:
-    """Scaled, capped and masked, in units of log 2, so that exp2 of them gives the weights."""
-    scale, soft_cap = plan.scale, plan.soft_cap
-    if soft_cap is None:
-        scores = products * (scale * _LOG2_E)
-    else:
-        # tanh through exp2, whose fast instruction is exact to 2^-22; that of tanh, to 2^-11, is too coarse.
-        tanh = 1 - 2 / (1 + jnp.exp2(products * (2 * _LOG2_E * scale / soft_cap)))
-        scores = tanh * (soft_cap * _LOG2_E)
-    return jnp.where(_seen(scores.shape, seen_from, seen_to), scores, -jnp.inf)
 
 
 def _seen(shape: tuple[int, ...], seen_from: jax.Array, seen_to: jax.Array) -> jax.Array:
@@ -575,11 +552,10 @@ def _merge_item(slots, slots_lse, *refs, rows, items_per_row: int, has_sinks: bo
 
     acc = tuple(plgpu.layout_cast(jnp.zeros((tile_rows, heads), jnp.float32), wgmma) for _ in range(num_tiles))
     if has_sinks:
-        peak = plgpu.load(sinks[0].at[sink_row], layout=per_head, optimized=False) * _LOG2_E
-        peak = jnp.minimum(jnp.maximum(peak, _MIN), -_MIN)  # Infinite, it would give NaN.
+        peak = sink_scores(plgpu.load(sinks[0].at[sink_row], layout=per_head, optimized=False))
         total = plgpu.layout_cast(jnp.ones((heads,), jnp.float32), per_head)
     else:
-        peak = plgpu.layout_cast(jnp.full((heads,), _MIN, jnp.float32), per_head)
+        peak = plgpu.layout_cast(jnp.full((heads,), MIN_SCORE, jnp.float32), per_head)
         total = plgpu.layout_cast(jnp.zeros((heads,), jnp.float32), per_head)
     turns = lax.div(end - first + at_once - 1, at_once)
     acc, peak, total = lax.fori_loop(0, turns, merge, (acc, peak, total))
@@ -587,7 +563,7 @@ def _merge_item(slots, slots_lse, *refs, rows, items_per_row: int, has_sinks: bo
     for tile, offset in zip(acc, _tiles(rows.shape[1]), strict=True):
         tile = (tile * lax.broadcast_in_dim(norm, tile.shape, [1])).astype(rows.dtype)
         rows.at[:, pl.ds(offset, tile_rows)].transpose((1, 0))[...] = tile
-    lse[item] = (peak + jnp.log2(total)) * (1 / _LOG2_E) + jnp.where(blocks > 0, 0.0, -jnp.inf)
+    lse[item] = (peak + jnp.log2(total)) * (1 / LOG2_E) + jnp.where(blocks > 0, 0.0, -jnp.inf)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(rows.at[pl.ds(0, out.shape[1])], out.at[item])
     plgpu.wait_smem_to_gmem(0)

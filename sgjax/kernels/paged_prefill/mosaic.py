@@ -23,35 +23,21 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from sgjax.kernels.hopper import check_device, is_interpreted, num_multiprocessors, swizzle_bytes, swizzled_smem
-from sgjax.kernels.lse import add_sinks
+from sgjax.kernels.hopper import (
+    LOG2_E,
+    MIN_SCORE,
+    capped_scores,
+    check_attention,
+    num_multiprocessors,
+    sink_scores,
+    swizzled_smem,
+)
+from sgjax.kernels.paged_prefill.mosaic_plan import CONSUMERS, ROWS, Plan, Tuning, make_plan
+from sgjax.kernels.paged_prefill.mosaic_split import attend_in_parts, choose_num_splits
+from sgjax.kernels.paged_prefill.mosaic_tiles import Tile, lse_of_tokens, make_tiles
 
-_ROWS = 64  # Of a warpgroup: what one wgmma takes.
-_CONSUMERS = 2
-_PRODUCER = 2
-_SHARED_BYTES = 227 * 1024
-_OTHER_SHARED_BYTES = 1024  # Barriers.
-_LOG2_E = math.log2(math.e)
-_MIN = -1e30  # Finite, so that a row which has seen no key yet gives exp(-inf - _MIN) = 0 and not NaN.
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuning:
-    """Sizes to choose by measurement; None stands for what suits the head size.
-
-    Attributes:
-      block_keys: keys per step, 64 or 128.
-      num_stages: blocks of keys, and of values, that are in shared memory at once.
-      num_programs: None: one per multiprocessor of the GPU.
-      max_splits: parts that keys may be cut into where queries that see all of them make too few tiles.
-      producer_registers: per thread, a multiple of 16 and 8; the consumers share what it leaves of 504.
-    """
-
-    block_keys: int | None = None
-    num_stages: int = 2
-    num_programs: int | None = None
-    max_splits: int = 8
-    producer_registers: int | None = None
+_PRODUCER = CONSUMERS  # Index of its warpgroup.
+_DEFAULT_TUNING = Tuning()
 
 
 def paged_prefill(
@@ -68,7 +54,7 @@ def paged_prefill(
     sinks: jax.Array | None = None,
     causal: bool = True,
     return_lse: bool = False,
-    tuning: Tuning = Tuning(),
+    tuning: Tuning = _DEFAULT_TUNING,
 ) -> Any:
     """See `api.PagedPrefill`.
 
@@ -76,40 +62,73 @@ def paged_prefill(
       NotImplementedError: names what the kernel does not do.
       ValueError: names what no call may ask for.
     """
-    options = dict(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks, causal=causal, return_lse=return_lse)
-    _check(q, k_cache, v_cache, window, causal)
-    plan = _make_plan(q, k_cache, options, tuning)
+    check_attention(q, k_cache, v_cache)
+    if not causal and window is not None:
+        raise ValueError(f"window is {window}, and queries that see all keys have none")
+    plan = make_plan(
+        q,
+        k_cache,
+        tuning,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        causal=causal,
+        has_sinks=sinks is not None,
+        return_lse=return_lse,
+    )
     num_programs = tuning.num_programs or num_multiprocessors()
-    num_tokens = q.shape[0]
-    num_splits = _num_splits(num_tokens, page_table.shape[1], plan, num_programs, tuning.max_splits)
+    rows = page_table, kv_lens, q_starts
+    num_splits = choose_num_splits(q.shape[0], page_table.shape[1], plan, num_programs, tuning.max_splits)
     if num_splits > 1:
-        call = functools.partial(
-            paged_prefill,
-            scale=scale,
-            soft_cap=soft_cap,
-            causal=False,
-            return_lse=True,
-            tuning=dataclasses.replace(tuning, max_splits=1),
-        )
-        out, lse = _attend_in_parts(call, q, k_cache, v_cache, page_table, kv_lens, q_starts, sinks, num_splits)
-        return (out, lse) if return_lse else out
-    tiles, places, first_tiles = _make_tiles(kv_lens, q_starts, num_tokens, plan)
-    num_programs = min(num_programs, tiles.shape[0] * plan.heads_of_grid)
-    operands = [q, k_cache, v_cache, page_table, tiles]
+        unsplit = dataclasses.replace(tuning, max_splits=1)
+        options = dict(scale=scale, soft_cap=soft_cap, causal=False, return_lse=True, tuning=unsplit)
+        call = functools.partial(paged_prefill, **options)
+        out, lse = attend_in_parts(call, q, k_cache, v_cache, *rows, sinks, num_splits)
+    else:
+        out, lse = _attend(q, k_cache, v_cache, *rows, sinks, plan, num_programs)
+    return (out, lse) if return_lse else out
+
+
+paged_prefill.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _attend(
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    page_table: jax.Array,
+    kv_lens: jax.Array,
+    q_starts: jax.Array,
+    sinks: jax.Array | None,
+    plan: Plan,
+    num_programs: int,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Calls the kernel. Returns (T, K, G, H) and, where the plan has it, the log-sum-exp (T, K, G)."""
+    tiles = make_tiles(
+        kv_lens,
+        q_starts,
+        q.shape[0],
+        tile_tokens=plan.tile_tokens,
+        block_keys=plan.block_keys,
+        causal=plan.causal,
+        window=plan.window,
+    )
+    num_tiles = tiles.tiles.shape[0]
+    num_programs = min(num_programs, num_tiles * plan.heads_of_grid)
+    operands = [q, k_cache, v_cache, page_table, tiles.tiles]
     if sinks is not None:
         # One value per row of a tile.
         operands.append(jnp.tile(sinks.reshape(plan.heads_of_grid, plan.num_heads), (1, plan.num_tokens)))
     out_type = [jax.ShapeDtypeStruct(q.shape, q.dtype)]
-    if return_lse:
-        lse_shape = (tiles.shape[0], plan.heads_of_grid, _CONSUMERS, _ROWS)
-        out_type.append(jax.ShapeDtypeStruct(lse_shape, jnp.float32))
+    if plan.return_lse:
+        out_type.append(jax.ShapeDtypeStruct((num_tiles, plan.heads_of_grid, CONSUMERS, ROWS), jnp.float32))
     kernel = plgpu.kernel(
         functools.partial(_run, plan=plan, num_programs=num_programs),
         out_type=out_type,
         scratch_types=_scratch_types(plan, k_cache.dtype),
         grid=(num_programs,),
         grid_names=("program",),
-        num_threads=_CONSUMERS + 1,
+        num_threads=CONSUMERS + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(
             approx_math=True,
@@ -119,284 +138,8 @@ def paged_prefill(
         ),
         kernel_name="paged_prefill",
     )
-    out, *lse_tiles = kernel(*operands)
-    if not return_lse:
-        return out
-    return out, _lse_of_tokens(lse_tiles[0], places, first_tiles, kv_lens, q_starts, num_tokens, plan)
-
-
-paged_prefill.supports_cascade = True  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _check(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, window: int | None, causal: bool) -> None:
-    check_device()
-    if not causal and window is not None:
-        raise ValueError(f"window is {window}, and queries that see all keys have none")
-    kv_dtypes = (jnp.bfloat16, jnp.float8_e4m3fn)
-    for name, array, dtypes in (
-        ("q", q, kv_dtypes[:1]),
-        ("k_cache", k_cache, kv_dtypes),
-        ("v_cache", v_cache, kv_dtypes),
-    ):
-        if array.dtype not in dtypes:
-            known = " and ".join(jnp.dtype(dtype).name for dtype in dtypes)
-            raise NotImplementedError(f"{name} is {array.dtype}, and this kernel takes {known}")
-    for name, value, known in (
-        ("head_dim", q.shape[3], (64, 80, 96, 128, 256)),
-        ("page_size", k_cache.shape[2], (16, 32, 64, 128)),
-    ):
-        if value not in known:
-            raise NotImplementedError(f"{name} is {value}, and this kernel takes {', '.join(map(str, known))}")
-
-
-def _make_plan(q: jax.Array, k_cache: jax.Array, options: dict[str, Any], tuning: Tuning = Tuning()) -> _Plan:
-    _, num_kv_heads, group, head_dim = q.shape
-    converts = k_cache.dtype != q.dtype
-    plan = _Plan(
-        num_kv_heads=num_kv_heads,
-        group=group,
-        head_dim=head_dim,
-        page_size=k_cache.shape[2],
-        block_keys=tuning.block_keys or (64 if head_dim > 128 else 128),
-        num_stages=tuning.num_stages,
-        producer_registers=tuning.producer_registers or (72 if converts else 24),
-        scale=options["scale"],
-        window=options["window"],
-        soft_cap=options["soft_cap"],
-        causal=options.get("causal", True),
-        has_sinks=options.get("sinks") is not None,
-        return_lse=options.get("return_lse", False),
-        converts=converts,
-        interpreted=is_interpreted(),
-    )
-    if plan.block_keys not in (64, 128):
-        raise NotImplementedError(f"block_keys is {plan.block_keys}, and this kernel takes 64 and 128")
-    if plan.num_stages < 2 or plan.shared_bytes(own_output=False) > _SHARED_BYTES:
-        raise NotImplementedError(f"num_stages is {plan.num_stages}, and this kernel takes 2, and more if they fit")
-    return plan
-
-
-def _num_splits(num_tokens: int, max_pages: int, plan: _Plan, num_programs: int, most: int) -> int:
-    """Parts to cut the keys into, so that tiles of queries that see all keys keep the programs busy."""
-    if plan.causal:
-        return 1
-    num_tiles = pl.cdiv(num_tokens, _CONSUMERS * plan.num_tokens) * plan.heads_of_grid
-    most_blocks = pl.cdiv(max_pages * plan.page_size, plan.block_keys)
-    return max(1, min(most, num_programs // num_tiles, most_blocks // 4))
-
-
-def _attend_in_parts(
-    call: Callable[..., Any],
-    q: jax.Array,
-    k_cache: jax.Array,
-    v_cache: jax.Array,
-    page_table: jax.Array,
-    kv_lens: jax.Array,
-    q_starts: jax.Array,
-    sinks: jax.Array | None,
-    num_splits: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Attention whose queries see all keys, of each part of the keys and then joined."""
-    num_tokens, (num_rows, max_pages), page_size = q.shape[0], page_table.shape, k_cache.shape[2]
-    part_pages = -(-kv_lens // (page_size * num_splits))
-    columns = jnp.arange(num_splits)[:, None] * part_pages
-    part_lens = jnp.clip(kv_lens - columns * page_size, 0, part_pages * page_size)
-    columns = columns[..., None] + jnp.arange(pl.cdiv(max_pages, num_splits))
-    tables = page_table[jnp.arange(num_rows)[:, None], jnp.minimum(columns, max_pages - 1)]
-    # A row without keys after each part's takes the tokens up to the next part's first row.
-    tables = jnp.pad(tables, ((0, 0), (0, 1), (0, 0))).reshape(num_splits * (num_rows + 1), -1)
-    part_lens = jnp.pad(part_lens, ((0, 0), (0, 1))).reshape(-1)
-    starts = (q_starts + jnp.arange(num_splits)[:, None] * num_tokens).reshape(-1)
-    starts = jnp.append(starts, num_splits * num_tokens)
-    outs, lses = call(jnp.tile(q, (num_splits, 1, 1, 1)), k_cache, v_cache, tables, part_lens, starts)
-    lses = lses.reshape(num_splits, *q.shape[:3])
-    lse = jax.nn.logsumexp(lses, axis=0)
-    shares = jnp.exp(lses - jnp.where(lse == -jnp.inf, 0, lse))  # -inf - -inf is NaN.
-    out = jnp.sum(shares[..., None] * outs.reshape(num_splits, *q.shape).astype(jnp.float32), axis=0)
-    if sinks is not None:
-        out, lse = add_sinks(out, lse, sinks)
-    return out.astype(q.dtype), lse
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is known when the kernel is compiled."""
-
-    num_kv_heads: int
-    group: int
-    head_dim: int
-    page_size: int
-    block_keys: int
-    num_stages: int
-    producer_registers: int
-    scale: float
-    window: int | None
-    soft_cap: float | None
-    causal: bool
-    has_sinks: bool
-    return_lse: bool
-    converts: bool
-    interpreted: bool
-    """Keep to what Pallas' interpreter knows: no memory with two views, no operand of `wgmma` in registers."""
-
-    @property
-    def num_heads(self) -> int:
-        """Query heads of a tile: the largest power of two that divides the group, so that all rows are used."""
-        return math.gcd(self.group, _ROWS)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of a warpgroup's rows."""
-        return _ROWS // self.num_heads
-
-    @property
-    def heads_of_grid(self) -> int:
-        """Tiles that stand at the same tokens: one per group of heads that share a KV head and a tile."""
-        return self.num_kv_heads * self.group // self.num_heads
-
-    @property
-    def copy_len(self) -> int:
-        return min(self.page_size, self.block_keys)
-
-    @property
-    def copies(self) -> int:
-        """Copies that fill a block of keys."""
-        return self.block_keys // self.copy_len
-
-    @property
-    def swizzle(self) -> int:
-        return swizzle_bytes(self.head_dim, jnp.bfloat16)
-
-    @property
-    def columns(self) -> int:
-        """Of a swizzled row: queries and results are cut into as many columns, so that their rows can go anywhere."""
-        return self.swizzle // 2
-
-    @property
-    def parts(self) -> tuple[Any, ...]:
-        """A head's columns."""
-        return tuple(pl.ds(start, self.columns) for start in range(0, self.head_dim, self.columns))
-
-    @property
-    def consumer_registers(self) -> int:
-        """Per thread: all have to start with as many, a multiple of 8, as 3 * 128 threads find in 65,536."""
-        return (504 - self.producer_registers) // 16 * 8
-
-    @property
-    def own_output(self) -> bool:
-        """Whether results have memory of their own, so that the next tile's queries may come before they are gone."""
-        return self.shared_bytes(own_output=True) <= _SHARED_BYTES
-
-    def shared_bytes(self, own_output: bool) -> int:
-        rows, block = _CONSUMERS * _ROWS * self.head_dim * 2, self.block_keys * self.head_dim
-        fixed = rows * (1 + own_output) + 2 * block * self.converts + 1024 * self.return_lse
-        return fixed + 2 * self.num_stages * block * 2 + _OTHER_SHARED_BYTES
-
-    def query_heads(self, head: Any) -> tuple[Any, Any]:
-        """KV head and query heads of the grid's `head`."""
-        tiles_per_group = self.group // self.num_heads
-        return lax.div(head, tiles_per_group), pl.ds(lax.rem(head, tiles_per_group) * self.num_heads, self.num_heads)
-
-
-class _Tile(NamedTuple):
-    """Int32 each: what a program works on at a time."""
-
-    sequence: Any
-    """Row of the page table."""
-    first_token: Any
-    """In `q`."""
-    num_tokens: Any
-    """Of both warpgroups together; 0 past the last tile."""
-    first_position: Any
-    """Of the first token, in its sequence."""
-    kv_len: Any
-    end: Any
-    """Blocks of keys up to the last that is seen. They are attended from there to the first."""
-    num_blocks: Any
-    """Blocks that are seen."""
-    num_late: Any
-    """Of them, those at the end that need a mask: the causal diagonal and the ragged end. At least 1."""
-    num_early: Any
-    """Of the others, those at the beginning that need one, since a window cuts them."""
-    place: Any = None
-    """Among the tiles."""
-    head: Any = None
-    """Of the grid: KV head, and group of its query heads."""
-
-
-def _make_tiles(
-    kv_lens: jax.Array, q_starts: jax.Array, num_tokens: int, plan: _Plan
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cuts the batch into tiles, those with the most work first.
-
-    Tokens outside every row become rows of length 0, whose tiles get zeros.
-
-    Returns:
-      tiles: int32 (B, fields of `_Tile` up to `num_early`), as many as any batch of this size can need.
-      places: int32 (B,): where in `tiles` the batch's b-th tile is.
-      first: int32 (S + 2,): the first tile of the tokens before all rows, of each row, and of those after.
-    """
-    zero, size = jnp.zeros(1, jnp.int32), _CONSUMERS * plan.num_tokens
-    starts = jnp.concatenate([zero, q_starts.astype(jnp.int32)])
-    lens = jnp.concatenate([starts[1:], jnp.full(1, num_tokens, jnp.int32)]) - starts
-    kv_lens = jnp.concatenate([zero, kv_lens.astype(jnp.int32), zero])
-    counts = -(-lens // size)
-    ends = jnp.cumsum(counts)
-    index = jnp.arange(num_tokens // size + lens.shape[0], dtype=jnp.int32)
-    row = jnp.minimum(jnp.sum(ends <= index[:, None], axis=1, dtype=jnp.int32), lens.shape[0] - 1)
-    token = (index - (ends - counts)[row]) * size  # Within the row.
-    kv_len, length = kv_lens[row], lens[row]
-    used = jnp.clip(length - token, 0, size)
-    first_position = kv_len - length + token if plan.causal else jnp.zeros_like(token)
-    # One past the last key that the first, and that any token sees.
-    first_end = first_position + 1 if plan.causal else kv_len
-    last_end = first_position + used if plan.causal else kv_len
-    is_idle = (used == 0) | (kv_len == 0)
-    end = jnp.where(is_idle, 0, -(-last_end // plan.block_keys))
-    begin, first_whole = jnp.zeros_like(end), jnp.zeros_like(end)
-    if plan.window is not None:
-        begin = jnp.minimum(jnp.maximum(first_end - plan.window, 0) // plan.block_keys, end)
-        first_whole = -(-jnp.maximum(last_end - plan.window, 0) // plan.block_keys)
-    last_whole = jnp.clip(first_end // plan.block_keys, begin, end - 1)
-    num_late = end - last_whole
-    num_early = jnp.clip(first_whole - begin, 0, last_whole - begin)
-    tile = _Tile(
-        sequence=jnp.clip(row - 1, 0, kv_lens.shape[0] - 3),
-        first_token=starts[row] + token,
-        num_tokens=used,
-        first_position=first_position,
-        kv_len=kv_len,
-        end=end,
-        num_blocks=end - begin,
-        num_late=num_late,
-        num_early=num_early,
-    )
-    # A sort by counting: it is small, and one fused loop. Tiles without tokens come last.
-    work = jnp.where(used > 0, 1 + tile.num_blocks, 0)
-    before = (work > work[:, None]) | ((work == work[:, None]) & (index < index[:, None]))
-    places = jnp.sum(before, axis=1, dtype=jnp.int32)
-    fields = jnp.stack(tile[:-2], axis=1)
-    return jnp.zeros_like(fields).at[places].set(fields, unique_indices=True), places, ends - counts
-
-
-def _lse_of_tokens(
-    lse: jax.Array,
-    places: jax.Array,
-    first: jax.Array,
-    kv_lens: jax.Array,
-    q_starts: jax.Array,
-    num_tokens: int,
-    plan: _Plan,
-) -> jax.Array:
-    """(T, K, G) of the tiles' (B, heads of grid, 2, 64)."""
-    token = jnp.arange(num_tokens, dtype=jnp.int32)
-    row = jnp.sum(q_starts <= token[:, None], axis=1, dtype=jnp.int32)  # 0 and S + 1 are outside all rows.
-    begin = jnp.concatenate([jnp.zeros(1, jnp.int32), q_starts.astype(jnp.int32)])[row]
-    size = _CONSUMERS * plan.num_tokens
-    tile, within = places[first[row] + (token - begin) // size], (token - begin) % size
-    lse = lse.reshape(-1, plan.heads_of_grid, size, plan.num_heads)[tile, :, within]
-    sees = jnp.concatenate([jnp.zeros(1, bool), kv_lens > 0, jnp.zeros(1, bool)])[row]
-    return jnp.where(sees[:, None, None], lse.reshape(num_tokens, plan.num_kv_heads, plan.group), -jnp.inf)
+    out, *lse = kernel(*operands)
+    return out, lse_of_tokens(lse[0], tiles, kv_lens, q_starts, q.shape[:3], plan.tile_tokens) if lse else None
 
 
 class _Scratch(NamedTuple):
@@ -427,12 +170,12 @@ class _Scratch(NamedTuple):
     """Both consumers have cleared values past the sequence's end."""
 
 
-def _scratch_types(plan: _Plan, kv_dtype: Any) -> dict[str, Any]:
+def _scratch_types(plan: Plan, kv_dtype: Any) -> dict[str, Any]:
     swizzled = functools.partial(swizzled_smem, dtype=jnp.bfloat16, swizzle=plan.swizzle)
     num_parts = len(plan.parts)
-    rows = swizzled((_CONSUMERS, num_parts, _ROWS, plan.columns))
+    rows = swizzled((CONSUMERS, num_parts, ROWS, plan.columns))
     tokens = plgpu.SMEM(
-        (_CONSUMERS, num_parts, plan.num_tokens, plan.num_heads, plan.columns),
+        (CONSUMERS, num_parts, plan.num_tokens, plan.num_heads, plan.columns),
         jnp.bfloat16,
         transforms=(plgpu.SwizzleTransform(plan.swizzle),),  # type: ignore[abstract]
     )
@@ -442,23 +185,23 @@ def _scratch_types(plan: _Plan, kv_dtype: Any) -> dict[str, Any]:
     union = (lambda *views: views) if plan.interpreted else plgpu.RefUnion
     barriers = functools.partial(plgpu.Barrier, num_barriers=plan.num_stages)
     full = barriers(num_arrivals=1 if plan.converts else plan.copies)
-    free = barriers(num_arrivals=_CONSUMERS)
+    free = barriers(num_arrivals=CONSUMERS)
     return _Scratch(
         q=union(rows, tokens),
         k=blocks,
         v=union(blocks, tiles),
         raw=plgpu.SMEM((2, plan.block_keys, plan.head_dim), kv_dtype) if plan.converts else None,
         out=union(rows, tokens) if plan.own_output else None,
-        lse=plgpu.SMEM((_CONSUMERS, _ROWS), jnp.float32) if plan.return_lse else None,
-        weights=swizzled_smem((_CONSUMERS, _ROWS, plan.block_keys), jnp.bfloat16, 128) if plan.interpreted else None,
-        q_full=plgpu.Barrier(num_arrivals=num_parts, num_barriers=_CONSUMERS),
-        q_free=plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=2),
+        lse=plgpu.SMEM((CONSUMERS, ROWS), jnp.float32) if plan.return_lse else None,
+        weights=swizzled_smem((CONSUMERS, ROWS, plan.block_keys), jnp.bfloat16, 128) if plan.interpreted else None,
+        q_full=plgpu.Barrier(num_arrivals=num_parts, num_barriers=CONSUMERS),
+        q_free=plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=2),
         k_full=full,
         k_free=free,
         v_full=full,
         v_free=free,
         raw_full=plgpu.Barrier(num_arrivals=plan.copies, num_barriers=2) if plan.converts else None,
-        turn=plgpu.Barrier(num_barriers=_CONSUMERS),
+        turn=plgpu.Barrier(num_barriers=CONSUMERS),
         tail=free,
     )._asdict()
 
@@ -483,7 +226,7 @@ class _Done(NamedTuple):
     tiles: Any
 
 
-def _run(*refs, plan: _Plan, num_programs: int, **scratch) -> None:
+def _run(*refs, plan: Plan, num_programs: int, **scratch) -> None:
     """A program: each warpgroup goes through the program's tiles."""
     operands, outputs = refs[: 5 + plan.has_sinks], refs[5 + plan.has_sinks :]
     sinks, lse = () if plan.has_sinks else (None,), () if plan.return_lse else (None,)
@@ -499,15 +242,15 @@ def _run(*refs, plan: _Plan, num_programs: int, **scratch) -> None:
             program = lax.axis_index("program")
             at = i * num_programs + jnp.where(i % 2 == 0, program, num_programs - 1 - program)
             place = jnp.minimum(lax.div(at, plan.heads_of_grid), gmem.tiles.shape[0] - 1)
-            fields = (gmem.tiles[place, j] for j in range(len(_Tile._fields) - 2))
-            tile = _Tile(*fields, place=place, head=lax.rem(at, plan.heads_of_grid))
+            fields = (gmem.tiles[place, j] for j in range(len(Tile._fields) - 2))
+            tile = Tile(*fields, place=place, head=lax.rem(at, plan.heads_of_grid))
             pl.when((tile.num_tokens > 0) & (at < num_tiles))(lambda: attend(tile, done))
             num_blocks = jnp.where(at < num_tiles, tile.num_blocks, 0)
             return _Done(done.blocks + num_blocks, done.tiles + jnp.minimum(num_blocks, 1))
 
         return lax.fori_loop(0, pl.cdiv(num_tiles, num_programs), step, _Done(jnp.int32(0), jnp.int32(0)))
 
-    @pl.when(warpgroup < _CONSUMERS)
+    @pl.when(warpgroup < CONSUMERS)
     def _():
         plgpu.set_max_registers(plan.consumer_registers, action="increase")
         done = for_each_tile(lambda tile, done: _Consumer(plan, gmem, smem, tile, done, warpgroup).attend())
@@ -523,7 +266,7 @@ def _run(*refs, plan: _Plan, num_programs: int, **scratch) -> None:
             _wait_for_all(smem, plan, done)
 
 
-def _wait_for_all(smem: _Scratch, plan: _Plan, done: _Done) -> None:
+def _wait_for_all(smem: _Scratch, plan: Plan, done: _Done) -> None:
     """Waits for what was freed last: to the interpreter, a phase that nobody has seen is an error."""
     for slot in range(plan.num_stages):
         for barriers in (smem.k_free, smem.v_free):
@@ -535,10 +278,10 @@ def _wait_for_all(smem: _Scratch, plan: _Plan, done: _Done) -> None:
 class _Producer:
     """The warpgroup that fills shared memory: a tile's queries, and its blocks as places for them become free."""
 
-    plan: _Plan
+    plan: Plan
     gmem: _Refs
     smem: _Scratch
-    tile: _Tile
+    tile: Tile
     done: _Done
 
     def load(self) -> None:
@@ -563,7 +306,7 @@ class _Producer:
         _, tokens = smem.q
         kv_head, heads = plan.query_heads(tile.head)
         pl.when(self.done.tiles > 0)(lambda: plgpu.barrier_wait(smem.q_free.at[lax.rem(self.done.tiles - 1, 2)]))
-        for consumer in range(_CONSUMERS):
+        for consumer in range(CONSUMERS):
             source = pl.ds(tile.first_token + consumer * plan.num_tokens, plan.num_tokens)
             for i, columns in enumerate(plan.parts):
                 source_part = self.gmem.q.at[source, kv_head, heads, columns]
@@ -579,11 +322,11 @@ class _Producer:
         plan, smem = self.plan, self.smem
         plgpu.barrier_wait(smem.raw_full.at[which])
         slot = self._wait_for_slot(i, free)
-        for start in range(0, plan.block_keys, _ROWS):
+        for start in range(0, plan.block_keys, ROWS):
             for columns in plan.parts:
-                raw = smem.raw.at[which, pl.ds(start, _ROWS), columns]
+                raw = smem.raw.at[which, pl.ds(start, ROWS), columns]
                 values = plgpu.load(raw, layout=plgpu.Layout.WGMMA, optimized=False)
-                buffer[slot, pl.ds(start, _ROWS), columns] = values.astype(jnp.float32).astype(buffer.dtype)
+                buffer[slot, pl.ds(start, ROWS), columns] = values.astype(jnp.float32).astype(buffer.dtype)
         plgpu.commit_smem()
         plgpu.barrier_arrive(full.at[slot])
         pl.when(i + 1 < self.tile.num_blocks)(lambda: self._load_raw(i + 1, which, cache))
@@ -628,10 +371,10 @@ class _State(NamedTuple):
 class _Consumer:
     """A warpgroup that computes: 64 rows of a tile."""
 
-    plan: _Plan
+    plan: Plan
     gmem: _Refs
     smem: _Scratch
-    tile: _Tile
+    tile: Tile
     done: _Done
     index: Any
 
@@ -643,21 +386,20 @@ class _Consumer:
         self._store(state.sums * lax.broadcast_in_dim(norm, state.sums.shape, [0]))
         if self.plan.return_lse:
             lse = self.smem.lse.at[self.index]
-            lse[...] = (state.max_score + jnp.log2(state.total)) * (1 / _LOG2_E)
+            lse[...] = (state.max_score + jnp.log2(state.total)) * (1 / LOG2_E)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(lse, self.gmem.lse.at[self.tile.place, self.tile.head, self.index])
 
     def _first_state(self) -> _State:
         """A sink is a key that was seen, without a value."""
         layout = plgpu.Layout.WGMMA.reduce(1)
-        sums = plgpu.layout_cast(jnp.zeros((_ROWS, self.plan.head_dim), jnp.float32), plgpu.Layout.WGMMA)
+        sums = plgpu.layout_cast(jnp.zeros((ROWS, self.plan.head_dim), jnp.float32), plgpu.Layout.WGMMA)
         if self.plan.has_sinks:
             sinks = plgpu.load(self.gmem.sinks.at[self.tile.head], layout=layout, optimized=False)
-            total = plgpu.layout_cast(jnp.ones((_ROWS,), jnp.float32), layout)
-            max_score = jnp.minimum(jnp.maximum(sinks * _LOG2_E, _MIN), -_MIN)  # Infinite, it would give NaN.
-            return _State(sums, max_score, total)
-        max_score = plgpu.layout_cast(jnp.full((_ROWS,), _MIN, jnp.float32), layout)
-        return _State(sums, max_score, plgpu.layout_cast(jnp.zeros((_ROWS,), jnp.float32), layout))
+            total = plgpu.layout_cast(jnp.ones((ROWS,), jnp.float32), layout)
+            return _State(sums, sink_scores(sinks), total)
+        max_score = plgpu.layout_cast(jnp.full((ROWS,), MIN_SCORE, jnp.float32), layout)
+        return _State(sums, max_score, plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), layout))
 
     def _attend_blocks(self, state: _State) -> _State:
         tile = self.tile
@@ -693,7 +435,7 @@ class _Consumer:
             plgpu.barrier_arrive(smem.turn.at[1 - self.index])
             return scores_ref[...]
 
-        scores = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((_ROWS, plan.block_keys), jnp.float32))
+        scores = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, plan.block_keys), jnp.float32))
         plgpu.barrier_arrive(smem.k_free.at[slot])
         _, max_score, total, weights = self._softmax(scores, state, 0, is_masked=True)
         plgpu.barrier_wait(smem.v_full.at[slot])
@@ -725,7 +467,7 @@ class _Consumer:
             return _State(sums, max_score, total, weights.astype(jnp.bfloat16))
 
         widths = (plan.block_keys, plan.head_dim)
-        return pl.run_scoped(multiply, *(plgpu.WGMMAAccumulatorRef((_ROWS, width), jnp.float32) for width in widths))
+        return pl.run_scoped(multiply, *(plgpu.WGMMAAccumulatorRef((ROWS, width), jnp.float32) for width in widths))
 
     def _last_block(self, state: _State) -> _State:
         """Adds the values of the last block."""
@@ -734,7 +476,7 @@ class _Consumer:
         def multiply(sums_ref):
             return self._start_sums(sums_ref, state, slot, lambda: None)()
 
-        sums = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((_ROWS, self.plan.head_dim), jnp.float32))
+        sums = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, self.plan.head_dim), jnp.float32))
         plgpu.barrier_arrive(self.smem.v_free.at[slot])
         return state._replace(sums=sums, weights=None)
 
@@ -763,12 +505,7 @@ class _Consumer:
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """A step of the online softmax: (decay of what was before, largest score, sum of weights, weights)."""
         plan = self.plan
-        if plan.soft_cap is None:
-            scores, factor = products, plan.scale * _LOG2_E
-        else:
-            # tanh through exp2, whose fast instruction is exact to 2^-22; that of tanh, to 2^-11, is too coarse.
-            scores = 1 - 2 / (1 + jnp.exp2(products * (2 * _LOG2_E * plan.scale / plan.soft_cap)))
-            factor = plan.soft_cap * _LOG2_E
+        scores, factor = capped_scores(products, plan.scale, plan.soft_cap)
         if is_masked:
             scores = jnp.where(self._visible(scores.shape, i), scores, -jnp.inf)
         max_score = jnp.maximum(state.max_score, scores.max(axis=1) * factor)
@@ -795,7 +532,7 @@ class _Consumer:
         layout = plgpu.Layout.WG_STRIDED(shape, vec_size=math.prod(shape) // 128)
         rows = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=layout)
 
-        @pl.loop(lax.div(num_written, 8) + self.index, plan.block_keys // 8, step=_CONSUMERS)
+        @pl.loop(lax.div(num_written, 8) + self.index, plan.block_keys // 8, step=CONSUMERS)
         def _(i):
             for j, columns in enumerate(plan.parts):
                 # A swizzle moves values within a row alone.
@@ -816,7 +553,7 @@ class _Consumer:
         rows, tokens = smem.out if plan.own_output else smem.q
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # The tile before has left the buffer.
         for i, columns in enumerate(plan.parts):
-            part = lax.slice(values, (0, columns.start), (_ROWS, columns.start + columns.size)).astype(jnp.bfloat16)
+            part = lax.slice(values, (0, columns.start), (ROWS, columns.start + columns.size)).astype(jnp.bfloat16)
             if plan.interpreted:
                 tokens[self.index, i] = part.reshape(tokens.shape[2:])
             else:
@@ -845,5 +582,5 @@ class _Consumer:
         """For the interpreter, to which the views of the queries are different memory."""
         rows, tokens = self.smem.q
         for i in range(len(self.plan.parts)):
-            rows[self.index, i] = tokens[self.index, i].reshape(_ROWS, self.plan.columns)
+            rows[self.index, i] = tokens[self.index, i].reshape(ROWS, self.plan.columns)
         plgpu.commit_smem()

@@ -8,7 +8,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from sgjax.kernels.hopper import check_supported
+from sgjax.kernels.hopper import check_device
 
 _BLOCK_TOKENS = 8
 
@@ -17,8 +17,13 @@ def write_kv(
     k_cache: jax.Array, v_cache: jax.Array, k: jax.Array, v: jax.Array, kv_index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.WriteKV`. Raises `NotImplementedError` for what the kernel does not do."""
-    check_supported(k_cache=k_cache, v_cache=v_cache)
+    check_device()
     num_kv_heads, _, _, head_dim = k_cache.shape
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.dtype != jnp.bfloat16:
+            raise NotImplementedError(f"{name} is {cache.dtype}, and this kernel takes bfloat16 alone")
+    if head_dim not in (64, 128):
+        raise NotImplementedError(f"head_dim is {head_dim}, and this kernel takes 64 and 128")
     num_tokens = k.shape[0]
     num_blocks = pl.cdiv(num_tokens, _BLOCK_TOKENS)
     kv_index = jnp.pad(kv_index, (0, num_blocks * _BLOCK_TOKENS - num_tokens), constant_values=-1)
