@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from sgjax.errors import QueueFull, RequestError
+from sgjax.errors import QueueFull
 
 
 @dataclasses.dataclass(slots=True)
@@ -40,10 +40,8 @@ class LiveRequests:
         """Asks for a request, when `num_running` samples have left the queue.
 
         Raises:
-          RequestError: the queue would never hold so many samples. QueueFull: too many wait, or are in flight.
+          QueueFull: too many wait, or are in flight.
         """
-        if num_samples > self._max_queued:
-            raise RequestError("n", f"{num_samples} samples are more than the queue ever holds, {self._max_queued}")
         num_waiting = self._num_samples - num_running
         if num_waiting + num_samples > self._max_queued:
             now = f"{num_waiting} samples are waiting"

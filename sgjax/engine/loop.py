@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from sgjax.types import FinishReason, Request, TokenEvent
 _logger = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
+ABORTED = FinishReason("abort", message="aborted")
 
 
 class EventSink(Protocol):
@@ -53,12 +55,14 @@ class EngineLoop:
 
     Attributes:
       failure: what stopped the loop, when it was not `close`.
+      is_paused: steps no more, while commands go on. To be set through `call`.
       weight_version: what receipts report.
       num_integrity_failures: how often the check when idle found pages or slots unaccounted for; a bug unless 0.
     """
 
     def __init__(self, core: EngineCore, sink: EventSink, live: LiveRequests):
         self.failure: Exception | None = None
+        self.is_paused = False
         self.weight_version = "default"
         self.num_integrity_failures = 0
         self._core = core
@@ -67,7 +71,6 @@ class EngineLoop:
         self._commands: collections.deque[Callable[[], None]] = collections.deque()  # taken from the inbox, not yet run
         self._wake = threading.Condition()
         self._closing = False
-        self._paused = False
         self._live = live
         self._grammar_queue: dict[str, list[Sequence]] = {}
         self._checked = True
@@ -77,10 +80,6 @@ class EngineLoop:
     @property
     def is_alive(self) -> bool:
         return not self._closing and self.failure is None and self._thread.is_alive()
-
-    @property
-    def is_paused(self) -> bool:
-        return self._paused
 
     @property
     def num_grammar_queue(self) -> int:
@@ -106,8 +105,8 @@ class EngineLoop:
           grammar: what its output must follow, perhaps still being compiled; until then it waits in the grammar queue.
 
         Raises:
-          RequestError: the rid is in use, or there are more samples than the queue ever holds. QueueFull: too many wait
-            or are in flight, and `bounded`. EngineError: the engine is down.
+          RequestError: the rid is in use. QueueFull: too many wait or are in flight, and `bounded`.
+          EngineError: the engine is down.
         """
 
         def start() -> None:
@@ -115,18 +114,6 @@ class EngineLoop:
             self._grammar_queue[request.rid] = sequences
             if grammar is None:  # then it leaves the queue at once
                 self._begin(request.rid, sequences, None)
-
-        def constrain(compiled: Future[Grammar]) -> None:
-            error = None
-            try:
-                for seq in sequences:
-                    seq.constrain(compiled.result().matcher(), jump_forward=jump_forward)
-            except (RequestError, EngineError) as refused:
-                error = refused
-            except BaseException as failed:  # cancelled by a closing engine, or a defect of the compiler
-                _logger.exception("a grammar could not be compiled")
-                error = EngineError(f"the grammar could not be compiled: {failed!r}")
-            self._command(lambda: self._begin(request.rid, sequences, error))
 
         with self._wake:
             self._raise_if_down()
@@ -136,10 +123,22 @@ class EngineLoop:
                 num_running = len(self._core.scheduler.running)
                 self._live.check_room(len(sequences), most_tokens, num_running=num_running)
             self._live.add(request.rid, len(sequences), most_tokens)
-            self._inbox.append(start)
-            self._wake.notify()
+            self._command(start)
         if grammar is not None:
-            grammar.add_done_callback(constrain)
+            grammar.add_done_callback(functools.partial(self._constrain, request.rid, sequences, jump_forward))
+
+    def _constrain(self, rid: str, sequences: list[Sequence], jump_forward: bool, compiled: Future[Grammar]) -> None:
+        """Has queued sequences follow their grammar, and begin. Called by the compiler's threads."""
+        error = None
+        try:
+            for seq in sequences:
+                seq.constrain(compiled.result().matcher(), jump_forward=jump_forward)
+        except (RequestError, EngineError) as refused:
+            error = refused
+        except BaseException as failed:  # cancelled by a closing engine, or a defect of the compiler
+            _logger.exception("a grammar could not be compiled")
+            error = EngineError(f"the grammar could not be compiled: {failed!r}")
+        self._command(lambda: self._begin(rid, sequences, error))
 
     def _begin(self, rid: str, sequences: list[Sequence], refusal: RequestError | EngineError | None) -> None:
         """Out of the grammar queue: to the scheduler, or back to the caller."""
@@ -155,29 +154,17 @@ class EngineLoop:
             self._core.add(seq)
         self._sink.started(rid)
 
-    def abort(
-        self,
-        rid: str,
-        index: int | None = None,
-        reason: FinishReason | None = None,
-        only_if: Callable[[], bool] | None = None,
-    ) -> bool:
-        """Ends a request, or one sample of it, and frees its pages. False when the request is unknown or has ended.
-
-        Args:
-          only_if: asked in the engine's thread, once what was queued before is done.
-        """
-        why = reason or FinishReason("abort", message="aborted")
+    def abort(self, rid: str, index: int | None, reason: FinishReason, only_if: Callable[[], bool] | None) -> bool:
+        """As `TokenEngine.abort`."""
 
         def finish() -> None:
             if only_if is None or only_if():
-                self._deliver(self._finish(rid, index, why))
+                self.deliver(self._finish(rid, index, reason))
 
         with self._wake:
             if rid not in self._live:
                 return False
-            self._inbox.append(finish)
-            self._wake.notify()
+            self._command(finish)
         return True
 
     def _finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
@@ -190,18 +177,7 @@ class EngineLoop:
         """Ends a request and those of a batch under this id (`rid_0`, ...), or all. To be called through `call`."""
         for live in self._live:
             if rid is None or live == rid or _is_of_batch(live, rid):
-                self._deliver(self._finish(live, None, FinishReason("abort", message="aborted")))
-
-    def pause(self) -> None:
-        """Steps no more until `resume`; commands go on. To be called through `call`, as `resume` is."""
-        self._paused = True
-
-    def resume(self) -> None:
-        self._paused = False
-
-    def deliver(self, events: list[TokenEvent]) -> None:
-        """Sends events of the core that came outside a step. To be called through `call`."""
-        self._deliver(events)
+                self.deliver(self._finish(live, None, ABORTED))
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._wake:
@@ -220,8 +196,7 @@ class EngineLoop:
 
         with self._wake:
             self._raise_if_down()
-            self._inbox.append(command)
-            self._wake.notify()
+            self._command(command)
         return result.result()
 
     def close(self) -> None:
@@ -240,8 +215,8 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._receive():
-                if not self._paused:
-                    self._deliver(self._core.step())
+                if not self.is_paused:
+                    self.deliver(self._core.step())
         except Exception as error:
             _logger.exception("the engine has failed")
             self.failure = error
@@ -259,7 +234,7 @@ class EngineLoop:
     def _receive(self) -> bool:
         """Runs the commands of other threads, waiting while there is nothing to do. False when closing."""
         with self._wake:
-            while not self._inbox and not self._closing and (self._paused or not self._core.has_work):
+            while not self._inbox and not self._closing and (self.is_paused or not self._core.has_work):
                 if not self._wake.wait(None if self._checked else IDLE_CHECK_S):
                     self._check_when_idle()
             self._commands.extend(self._inbox)
@@ -279,8 +254,11 @@ class EngineLoop:
             self.num_integrity_failures += 1
             _logger.error("pages or slots are not accounted for: %s", error)
 
-    def _deliver(self, events: list[TokenEvent]) -> None:
-        """To the sink, and what it stops in turn; requests that have ended are forgotten before anybody hears of it."""
+    def deliver(self, events: list[TokenEvent]) -> None:
+        """To the sink, and what it stops in turn; requests that have ended are forgotten before anybody hears of it.
+
+        In the engine's thread: through `call`, for events of the core that came outside a step.
+        """
         while events:
             if ended := [event for event in events if event.finish is not None]:
                 with self._wake:

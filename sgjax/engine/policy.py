@@ -19,28 +19,32 @@ def order_waiting(
     waiting: Seq[Sequence],
     policy: SchedulePolicy,
     *,
+    most: int,
     now_s: float,
     aging_s: float,
     match_len: Callable[[Sequence], int],
 ) -> list[Sequence]:
-    """Orders the waiting queue; `waiting` comes in arrival order, preempted sequences first.
+    """The first `most` of the waiting queue in order; `waiting` comes in arrival order, preempted sequences first.
 
     fcfs keeps that order. lpm takes the longest cached prefix first, so that a hot prefix is used before it is
     evicted; priority takes the largest priority first. Under both, whoever has waited longer than `aging_s` goes
     before everybody who has not, oldest first: nobody waits for ever.
     """
     if policy == "fcfs" or len(waiting) < 2:
-        return list(waiting)
-    old = [seq for seq in waiting if seq.receipt.preemptions or now_s - seq.arrival_s > aging_s]
-    aged = {id(seq) for seq in old}
-    young = [seq for seq in waiting if id(seq) not in aged]
+        return list(waiting[:most])
+
+    old: list[Sequence] = []
+    young: list[Sequence] = []
+    for seq in waiting:
+        is_old = seq.receipt.preemptions or now_s - seq.arrival_s > aging_s
+        (old if is_old else young).append(seq)
+        if len(old) == most:  # as when far more waits than is ever looked at
+            return old
     if policy == "priority":
         young.sort(key=lambda seq: -seq.request.priority)
-        return old + young
-    ranked, rest = young[:MAX_RANKED], young[MAX_RANKED:]
-    lengths = {id(seq): match_len(seq) for seq in ranked}
-    ranked.sort(key=lambda seq: -lengths[id(seq)])
-    return old + ranked + rest
+    else:
+        young[:MAX_RANKED] = sorted(young[:MAX_RANKED], key=lambda seq: -match_len(seq))
+    return (old + young)[:most]
 
 
 def computed_by_another(seq: Sequence, page_start: int, page_end: int, rows: Seq[Row]) -> bool:

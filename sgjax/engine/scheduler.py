@@ -57,6 +57,7 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in admission order, oldest first
+        self._samples: dict[str, list[Sequence]] = {}  # waiting or running, by request
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._launched = Batch("decode", [])
         self._launched_prefill: list[Sequence] = []
@@ -73,6 +74,7 @@ class Scheduler:
         self._count_generated(seq.receipt.completion_tokens, seq.receipt.forced_tokens)
         seq.num_cached_at_arrival = self._match(seq).num_tokens
         self.waiting.append(seq)
+        self._samples.setdefault(seq.request.rid, []).append(seq)
 
     # --- scheduling -------------------------------------------------------------------------------------------
 
@@ -124,7 +126,7 @@ class Scheduler:
                 budget -= rows[-1].length
         if not self.waiting or budget <= 0 or not self._free_slots:
             return rows
-        for seq in self._ordered_waiting()[:MAX_CANDIDATES]:
+        for seq in self._candidates():
             if budget <= 0 or not self._free_slots or len(rows) == self.limits.prefill_rows:
                 break
             if seq.num_pending:  # preempted while its last token is still on the device
@@ -147,10 +149,11 @@ class Scheduler:
     def _match(self, seq: Sequence) -> Prefix:
         return self.cache.match(seq.tokens[: seq.num_tokens], seq.request.extra_key, seq.match_limit)
 
-    def _ordered_waiting(self) -> list[Sequence]:
+    def _candidates(self) -> list[Sequence]:
         return order_waiting(
             self.waiting,
             self.limits.policy,
+            most=MAX_CANDIDATES,
             now_s=self._clock(),
             aging_s=self.limits.aging_s,
             match_len=lambda seq: self._match(seq).num_tokens,
@@ -363,6 +366,9 @@ class Scheduler:
             self._release(seq)
         else:  # preempted or still queued
             self.waiting.remove(seq)
+        self._samples[event.rid].remove(seq)
+        if not self._samples[event.rid]:
+            del self._samples[event.rid]
         seq.status = Status.FINISHED
         seq.finish = reason
         seq.receipt.e2e_s = self._clock() - seq.arrival_s
@@ -375,11 +381,7 @@ class Scheduler:
 
         Unknown or ended ones are no error: the caller cannot know what has just finished.
         """
-        found = [
-            seq
-            for seq in (*self.waiting, *self.running)
-            if seq.request.rid == rid and (index is None or seq.index == index)
-        ]
+        found = [seq for seq in self._samples.get(rid, ()) if index is None or seq.index == index]
         return [self._finished(seq, reason, []) for seq in found]
 
     def finish_dead_grammars(self, batch: Batch) -> list[TokenEvent]:

@@ -18,13 +18,14 @@ from sgjax.engine.admission import LiveRequests
 from sgjax.engine.build import BuiltEngine
 from sgjax.engine.info import EngineStats, LiveSnapshot, PauseMode, StepReport
 from sgjax.engine.live import take_live_snapshot
-from sgjax.engine.loop import EngineLoop, EventSink
+from sgjax.engine.loop import ABORTED, EngineLoop, EventSink
 from sgjax.engine.runner import Runner
 from sgjax.engine.sequence import Sequence
 from sgjax.grammar import GrammarCompiler
 from sgjax.models.checkpoint.base import CheckpointError
 from sgjax.models.errors import ModelError
 from sgjax.models.loader import load_model
+from sgjax.models.spec import Params
 from sgjax.types import FinishReason, Request, RequestError
 
 
@@ -112,9 +113,9 @@ class TokenEngine:
 
         Args:
           reason: what the last event reports; default: an abort.
-          only_if: asked first, between two steps in the engine's thread.
+          only_if: asked first in the engine's thread, once what was queued before is done.
         """
-        return self._loop.abort(rid, index, reason, only_if)
+        return self._loop.abort(rid, index, reason or ABORTED, only_if)
 
     def abort_requests(self, rid: str | None = None) -> None:
         """Ends a request and those of a batch that was sent under this id (`rid_0`, `rid_1`, ...); None is all."""
@@ -137,26 +138,10 @@ class TokenEngine:
 
     def stats(self) -> EngineStats:
         """A consistent picture, taken between two steps."""
-        return self._loop.call(self._stats)
+        return self._loop.call(self.stats_now)
 
     def stats_now(self) -> EngineStats:
         """`stats` without waiting for the step at work; its parts may be of different moments."""
-        return self._stats()
-
-    def metrics(self, model_name: str | None = None) -> str:
-        """The page for Prometheus. Does not wait for the step at work, so that it also tells of one that hangs.
-
-        Args:
-          model_name: what the model is called on it; default: as in `info`.
-        """
-        return self._metrics.render(self.info, self._stats(), model_name or self.info.model_name)
-
-    def live(self, max_nodes: int) -> LiveSnapshot:
-        """What people look at, taken between two steps, with at most `max_nodes` nodes of the prefix tree."""
-        scheduler = self._core.scheduler
-        return self._loop.call(lambda: take_live_snapshot(scheduler, self._stats(), max_nodes))
-
-    def _stats(self) -> EngineStats:
         scheduler, compiler = self._core.scheduler, self._core.runner.compiler
         return EngineStats(
             num_running=len(scheduler.running),
@@ -173,6 +158,19 @@ class TokenEngine:
             weight_version=self._loop.weight_version,
             is_paused=self._loop.is_paused,
         )
+
+    def metrics(self, model_name: str | None = None) -> str:
+        """The page for Prometheus. Does not wait for the step at work, so that it also tells of one that hangs.
+
+        Args:
+          model_name: what the model is called on it; default: as in `info`.
+        """
+        return self._metrics.render(self.info, self.stats_now(), model_name or self.info.model_name)
+
+    def live(self, max_nodes: int) -> LiveSnapshot:
+        """What people look at, taken between two steps, with at most `max_nodes` nodes of the prefix tree."""
+        scheduler = self._core.scheduler
+        return self._loop.call(lambda: take_live_snapshot(scheduler, self.stats_now(), max_nodes))
 
     def step_report(self) -> StepReport | None:
         """The step at work and for how long, None when idle. Never waits, so that it tells of a step that hangs."""
@@ -199,13 +197,17 @@ class TokenEngine:
                 self._loop.abort_requests(None)
             elif mode == "retract":
                 self._retract()
-            self._loop.pause()
+            self._loop.is_paused = True
 
         self._loop.call(stop)
 
     def resume(self) -> None:
         """Goes on after `pause`."""
-        self._loop.call(self._loop.resume)
+
+        def go_on() -> None:
+            self._loop.is_paused = False
+
+        self._loop.call(go_on)
 
     def _retract(self) -> None:
         self._loop.deliver(self._core.retract())
@@ -222,26 +224,27 @@ class TokenEngine:
         Raises:
           RequestError: the checkpoint cannot be read or is not of this architecture; the old weights go on serving.
         """
+        version = weight_version or model_path
         with self._weights_lock:
-            return self._update_weights(model_path, weight_version or model_path)
+            params = self._load_params(model_path)
+            self._loop.call(lambda: self._swap_params(params, version))
+        return version
 
-    def _update_weights(self, model_path: str, version: str) -> str:
-        runner = self._core.runner
+    def _load_params(self, model_path: str) -> Params:
         try:
             loaded = load_model(self.config.replace(model_path=model_path, load_format="auto"))
         except (CheckpointError, ModelError, ConfigError, OSError) as error:
             raise RequestError("model_path", str(error)) from None
-        if loaded.config != runner.model.config:
+        if loaded.config != self._core.runner.model.config:
             raise RequestError("model_path", f"{model_path} is not of the architecture and sizes that are served")
+        return loaded.params
 
-        def swap() -> None:
-            self._retract()
-            self._core.scheduler.cache.flush()
-            runner.model = dataclasses.replace(runner.model, params=loaded.params)
-            self._loop.weight_version = version
-
-        self._loop.call(swap)
-        return version
+    def _swap_params(self, params: Params, version: str) -> None:
+        runner = self._core.runner
+        self._retract()
+        self._core.scheduler.cache.flush()
+        runner.model = dataclasses.replace(runner.model, params=params)
+        self._loop.weight_version = version
 
     def start_profile(self, output_dir: str) -> None:
         """Begins a trace that TensorBoard and Perfetto read. Raises RequestError when one is running."""

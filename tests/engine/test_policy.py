@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sgjax.engine.policy import order_waiting
 from sgjax.engine.sequence import Sequence
 from sgjax.types import Request
@@ -12,10 +14,11 @@ def make(rid: str, arrival_s: float, priority: int = 0) -> Sequence:
     return Sequence(request, 0, seed=0, stop_ids=frozenset(), context_length=512, arrival_s=arrival_s)
 
 
-def order(waiting, policy, now_s=10.0, aging_s=5.0, lengths=None):
+def order(waiting, policy, most=10, now_s=10.0, aging_s=5.0, lengths=None):
     ordered = order_waiting(
         waiting,
         policy,
+        most=most,
         now_s=now_s,
         aging_s=aging_s,
         match_len=lambda seq: (lengths or {}).get(seq.request.rid, 0),
@@ -47,3 +50,13 @@ def test_a_preempted_sequence_goes_first():
     preempted = make("p", 9.9)
     preempted.receipt.preemptions = 1
     assert order([preempted, *WAITING], "lpm", lengths={"c": 64})[0] == "p"
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "lpm", "priority"])
+def test_only_the_first_are_put_in_order(policy):
+    assert order(WAITING, policy, most=2, now_s=14.2) == ["a", "b"]
+
+    def look_up(seq: Sequence) -> int:
+        raise AssertionError("nobody asks for a rank when the oldest fill the list")
+
+    order_waiting(WAITING, policy, most=2, now_s=14.2, aging_s=5.0, match_len=look_up)
