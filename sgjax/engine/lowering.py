@@ -190,11 +190,6 @@ def _batch(key: ForwardKey) -> ForwardBatch:
     return ForwardBatch(tokens, tokens, tokens, starts, rows, page_table, rows, key.decode, shared)
 
 
-def _names(op: Any) -> list[str]:
-    """The functions behind an op; their repr would hold addresses, which change from run to run."""
-    return [f"{function.__module__}.{function.__qualname__}" for function in getattr(op, "functions", (op,))]
-
-
 def scratch_bytes(model: LoadedModel, ops: Ops, buckets: Buckets, page_size: int, kv_dtype: str) -> int:
     """Temporary and output memory of the largest steps, from the compiler's own analysis.
 
@@ -202,8 +197,8 @@ def scratch_bytes(model: LoadedModel, ops: Ops, buckets: Buckets, page_size: int
     beside JAX's compile cache: a second start does not compile for it.
     """
     folder = Path(jax.config.jax_compilation_cache_dir or ".")
-    kernels = [_names(op) for op in (ops.write_kv, ops.paged_decode, ops.paged_prefill)]
-    identity = (jax.__version__, jax.devices()[0].device_kind, model.config, buckets, page_size, kv_dtype, kernels)
+    device_kind = jax.devices()[0].device_kind
+    identity = (jax.__version__, device_kind, model.config, buckets, page_size, kv_dtype, ops.identity)
     path = folder / f"scratch-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.json"
     if path.exists():
         return json.loads(path.read_text())["scratch_bytes"]

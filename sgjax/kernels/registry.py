@@ -17,7 +17,7 @@ from sgjax.kernels.native.build import unavailable
 from sgjax.kernels.paged_decode.api import PagedDecode
 from sgjax.kernels.paged_prefill.api import PagedPrefill
 from sgjax.kernels.sampling_threshold.api import SamplingThreshold
-from sgjax.kernels.tuning import tuned_path, with_tuning
+from sgjax.kernels.tuning import Tuned, tuned_path, with_tuning
 from sgjax.kernels.write_kv.api import WriteKV
 
 _logger = logging.getLogger(__name__)
@@ -64,6 +64,11 @@ class Ops:
     def supports_cascade(self) -> bool:
         """Whether attention over parts of a row can be joined. A kernel says so; where places matter it cannot."""
         return all(getattr(op, "supports_cascade", False) for op in (self.paged_decode, self.paged_prefill))
+
+    @property
+    def identity(self) -> str:
+        """What tells these ops from others, in every run: the repr of a function would hold its address."""
+        return ", ".join(_identity(getattr(self, op)) for op in OP_NAMES)
 
     def replace(self, **ops: Callable[..., Any]) -> Ops:
         """A copy with some ops exchanged. `Ops.replace(paged_decode=my_kernel)` retraces a jitted step once."""
@@ -121,6 +126,15 @@ def describe(choices: Choices) -> str:
 def _name(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", type(function).__name__)
     return f"{function.__module__}.{name}"
+
+
+def _identity(function: Callable[..., Any]) -> str:
+    match function:
+        case FirstSupported(functions=functions):
+            return " or ".join(map(_identity, functions))
+        case Tuned(function=function, entries=entries):
+            return f"{_identity(function)} with {entries}"
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def _parse(choices: str) -> dict[str, str | Callable[..., Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -50,6 +51,12 @@ def test_functions_and_ops_are_choices_too():
     assert describe("*=xla") == "*=xla"
     assert describe({"paged_decode": mine, "*": "xla"}) == f"paged_decode={__name__}.mine,*=xla"
     assert describe(ops).startswith("write_kv=sgjax.kernels.write_kv.xla.write_kv,paged_decode=")
+
+
+def test_ops_are_known_again_in_another_run():
+    ops = resolve("*=xla").replace(paged_decode=partial(reference.paged_decode), write_kv=resolve("", "gpu").write_kv)
+    assert ops.identity.startswith("sgjax.kernels.write_kv.xla.write_kv, functools.partial, ")
+    assert "paged_prefill.mosaic.paged_prefill or sgjax" in resolve("", "gpu").identity
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,11 @@ def test_the_registry_reads_the_file_of_the_device(tmp_path: Path, monkeypatch):
     assert tuned == resolve("paged_decode=mosaic", "gpu", kind)
     auto = resolve("", "gpu", kind).paged_decode
     assert isinstance(auto.functions[0], Tuned)  # type: ignore[attr-defined]
+    for choices in ("paged_decode=mosaic", ""):  # by it a start knows whether scratch space was measured before
+        identity = resolve(choices, "gpu", kind).identity
+        assert "test_tuning.kernel with" in identity
+        assert "Tuning(block=128, stages=None)" in identity
+        assert "0x" not in identity
     assert resolve("paged_decode=mosaic", "gpu").paged_decode is kernel, "no device named"
     path.write_text("{")
     with pytest.raises(ValueError, match=path.name):
