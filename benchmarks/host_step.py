@@ -60,7 +60,7 @@ def main() -> None:
 
 def measure(num_rows: int, num_steps: int) -> dict[str, float]:
     num_pages = num_rows * (SHARED_TOKENS + OWN_TOKENS + num_steps + 64) // PAGE_SIZE + num_rows
-    limits = SchedulerLimits(max_running=num_rows, chunk_tokens=8192, prefill_rows=64, context_length=CONTEXT)
+    limits = SchedulerLimits(max_running=num_rows, chunk_tokens=8192, prefill_rows=64)
     scheduler = Scheduler(CacheManager(num_pages, PAGE_SIZE), limits)
     buckets = Buckets.make(
         max_running=num_rows, chunk_tokens=8192, prefill_rows=64, max_pages=CONTEXT // PAGE_SIZE, min_pages=64

@@ -155,7 +155,7 @@ def _core(
     buckets = Buckets.make(
         max_running=num_rows, chunk_tokens=8192, prefill_rows=64, max_pages=CONTEXT // PAGE_SIZE, min_pages=64
     )
-    limits = SchedulerLimits(max_running=num_rows, chunk_tokens=8192, prefill_rows=64, context_length=CONTEXT)
+    limits = SchedulerLimits(max_running=num_rows, chunk_tokens=8192, prefill_rows=64)
     scheduler = Scheduler(CacheManager(num_pages, PAGE_SIZE), limits)
     packer = Packer(
         buckets, max_running=num_rows, num_pages=num_pages, page_size=PAGE_SIZE, vocab_size=tokenizer.vocab_size

@@ -45,7 +45,6 @@ class SchedulerLimits:
     max_running: int
     chunk_tokens: int
     prefill_rows: int
-    context_length: int
     policy: SchedulePolicy = "lpm"
     aging_s: float = 2.0
 

@@ -37,37 +37,14 @@ Progress = Callable[[str, float], None]
 
 @dataclasses.dataclass(frozen=True)
 class BuiltEngine:
-    """Everything an `Engine` is made of. `config` has every "auto" filled in."""
+    """Everything an `Engine` is made of. `info.config` has every "auto" filled in."""
 
-    config: EngineConfig
-    model: LoadedModel
-    model_name: str
+    info: EngineInfo
+    model_config: ModelConfig
     tokenizer: Tokenizer
     core: EngineCore
     grammars: GrammarCompiler
     metrics: EngineMetrics
-    num_pages: int
-    kv_cache_bytes: int
-    startup_s: float
-    device: str
-
-    @property
-    def info(self) -> EngineInfo:
-        assert self.config.context_length is not None
-        return EngineInfo(
-            config=self.config,
-            model_name=self.model_name,
-            architecture=self.model.config.architecture,
-            vocab_size=self.model.config.vocab_size,
-            context_length=self.config.context_length,
-            generation_defaults=self.model.generation,
-            tokenizer_source=self.config.tokenizer_path or str(self.model.tokenizer_source),
-            eos_token_ids=self.model.eos_token_ids,
-            num_pages=self.num_pages,
-            kv_cache_bytes=self.kv_cache_bytes,
-            startup_s=self.startup_s,
-            device=self.device,
-        )
 
 
 def build_core(config: EngineConfig, on_progress: Progress, kernels: Choices | None = None) -> BuiltEngine:
@@ -86,11 +63,7 @@ def build_core(config: EngineConfig, on_progress: Progress, kernels: Choices | N
         ops = resolve(config.kernels if kernels is None else kernels, device.platform, device.device_kind)
     except ValueError as error:
         raise ConfigError("kernels", str(error)) from None
-
-    def on_bytes(done: int, total: int) -> None:
-        on_progress("loading weights", done / total)
-
-    model = load_model(config, progress=on_bytes)
+    model = load_model(config, progress=lambda done, total: on_progress("loading weights", done / total))
     config = resolve_config(config, model.config, device.platform)
     tokenizer = load_tokenizer(
         Path(config.tokenizer_path) if config.tokenizer_path else model.tokenizer_source,
@@ -98,25 +71,37 @@ def build_core(config: EngineConfig, on_progress: Progress, kernels: Choices | N
         eos_token_ids=model.eos_token_ids,
     )
     metrics = EngineMetrics()
-    core, num_pages = _build_core(config, model, ops, device, metrics, on_progress)
+    num_pages, runner = _make_runner(config, model, ops, device)
+    if not config.skip_warmup:
+        runner.warm_up(on_progress)
+    core = _make_core(config, runner, num_pages, device.platform, metrics)
     grammars = GrammarCompiler(
         tokenizer.to_json(),
         vocab_size=model.config.vocab_size,
         eos_token_ids=tokenizer.eos_token_ids,
         on_compiled=metrics.on_grammar_compiled,
     )
-    return BuiltEngine(
+    info = _describe(config, model, num_pages, device.device_kind, time.monotonic() - started_s)
+    return BuiltEngine(info, model.config, tokenizer, core, grammars, metrics)
+
+
+def _describe(
+    config: EngineConfig, model: LoadedModel, num_pages: int, device_kind: str, startup_s: float
+) -> EngineInfo:
+    assert config.context_length is not None
+    return EngineInfo(
         config=config,
-        model=model,
         model_name=_model_name(config.model_path),
-        tokenizer=tokenizer,
-        core=core,
-        grammars=grammars,
-        metrics=metrics,
+        architecture=model.config.architecture,
+        vocab_size=model.config.vocab_size,
+        context_length=config.context_length,
+        generation_defaults=model.generation,
+        tokenizer_source=config.tokenizer_path or str(model.tokenizer_source),
+        eos_token_ids=model.eos_token_ids,
         num_pages=num_pages,
         kv_cache_bytes=num_pages * _page_bytes(config, model),
-        startup_s=time.monotonic() - started_s,
-        device=device.device_kind,
+        startup_s=startup_s,
+        device=device_kind,
     )
 
 
@@ -139,29 +124,17 @@ def resolve_config(config: EngineConfig, model: ModelConfig, platform: str) -> E
     )
 
 
-def _build_core(
-    config: EngineConfig, model: LoadedModel, ops: Ops, device: Any, observer: EngineObserver, on_progress: Progress
-) -> tuple[EngineCore, int]:
-    max_running, chunk, context = config.max_running_requests, config.chunked_prefill_size, config.context_length
-    assert max_running is not None
-    assert chunk is not None
+def _make_runner(config: EngineConfig, model: LoadedModel, ops: Ops, device: Any) -> tuple[int, Runner]:
+    """Pages of the KV pool, and the runner that owns it."""
+    buckets = _make_buckets(config, model.config, ops, device.platform)
+    page_size, dtype = config.page_size, kv_dtype(config.kv_cache_dtype)
+    max_running, context = buckets.decode_rows[-1], config.context_length
     assert context is not None
-    page_size = config.page_size
-    max_pages = -(-context // page_size)
-    on_cpu = device.platform == "cpu"
-    buckets = Buckets.make(
-        max_running=max_running,
-        chunk_tokens=chunk,
-        prefill_rows=min(max_running, 16 if on_cpu else 64),
-        max_pages=max_pages,
-        min_pages=min(max_pages, 256 // page_size) if ops.time_grows_with_table else max_pages,
-        cascade=_uses_cascade(config, model.config, ops),
-    )
     num_pages = pool_pages(
         device,
         page_bytes=_page_bytes(config, model),
         page_size=page_size,
-        scratch_bytes=scratch_bytes(model, ops, buckets, page_size, kv_dtype(config.kv_cache_dtype)),
+        scratch_bytes=scratch_bytes(model, ops, buckets, page_size, dtype),
         weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
         most_tokens=max_running * context,
         max_total_tokens=config.max_total_tokens,
@@ -169,23 +142,38 @@ def _build_core(
         context_length=context,
     )
     runner = Runner(
-        model,
-        ops,
-        buckets,
-        num_slots=max_running,
-        num_pages=num_pages,
-        page_size=page_size,
-        kv_dtype=kv_dtype(config.kv_cache_dtype),
+        model, ops, buckets, num_slots=max_running, num_pages=num_pages, page_size=page_size, kv_dtype=dtype
     )
-    if not config.skip_warmup:
-        runner.warm_up(on_progress)
+    return num_pages, runner
+
+
+def _make_buckets(config: EngineConfig, model: ModelConfig, ops: Ops, platform: str) -> Buckets:
+    max_running, chunk, context = config.max_running_requests, config.chunked_prefill_size, config.context_length
+    assert max_running is not None
+    assert chunk is not None
+    assert context is not None
+    max_pages = -(-context // config.page_size)
+    return Buckets.make(
+        max_running=max_running,
+        chunk_tokens=chunk,
+        prefill_rows=min(max_running, 16 if platform == "cpu" else 64),
+        max_pages=max_pages,
+        min_pages=min(max_pages, 256 // config.page_size) if ops.time_grows_with_table else max_pages,
+        cascade=_uses_cascade(config, model, ops),
+    )
+
+
+def _make_core(
+    config: EngineConfig, runner: Runner, num_pages: int, platform: str, observer: EngineObserver
+) -> EngineCore:
+    buckets, page_size = runner.buckets, config.page_size
+    max_running, (chunk, prefill_rows) = buckets.decode_rows[-1], buckets.prefill[-1]
     scheduler = Scheduler(
         CacheManager(num_pages, page_size, enabled=not config.disable_radix_cache, on_evicted=observer.on_evicted),
         SchedulerLimits(
             max_running=max_running,
             chunk_tokens=chunk,
-            prefill_rows=buckets.prefill[-1][1],
-            context_length=context,
+            prefill_rows=prefill_rows,
             policy=config.schedule_policy,
             aging_s=config.schedule_aging_s,
         ),
@@ -196,11 +184,10 @@ def _build_core(
         max_running=max_running,
         num_pages=num_pages,
         page_size=page_size,
-        vocab_size=model.config.vocab_size,
-        sharing=PrefixSharing(page_size, CASCADE_MIN_SAVED_TOKENS[device.platform]) if buckets.cascade else None,
+        vocab_size=runner.model.config.vocab_size,
+        sharing=PrefixSharing(page_size, CASCADE_MIN_SAVED_TOKENS[platform]) if buckets.cascade else None,
     )
-    core = EngineCore(scheduler, packer, runner, overlap=not config.disable_overlap_schedule, observer=observer)
-    return core, num_pages
+    return EngineCore(scheduler, packer, runner, overlap=not config.disable_overlap_schedule, observer=observer)
 
 
 def _uses_cascade(config: EngineConfig, model: ModelConfig, ops: Ops) -> bool:

@@ -52,7 +52,7 @@ class Engine(TokenEngine):
     ):
         settings = EngineConfig(model_path=model_path, kernels=describe(kernels), **config)
         built = build_core(settings, on_progress or (lambda label, fraction: None), kernels)
-        self.model_config = built.model.config
+        self.model_config = built.model_config
         self.tokenizer = built.tokenizer
         self._outputs = OutputProcessor(built.tokenizer)
         super().__init__(built, self._outputs)

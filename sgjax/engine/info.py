@@ -28,7 +28,7 @@ class EngineInfo:
       num_pages: size of the KV pool.
       kv_cache_bytes: memory that the pool takes.
       startup_s: from the start of loading until the first steps were compiled.
-      device: kind and number of the devices, such as "cpu" or "NVIDIA H100".
+      device: kind of the device, such as "cpu" or "NVIDIA H100 80GB HBM3".
     """
 
     config: EngineConfig

@@ -370,7 +370,6 @@ class Scheduler:
         if not self._samples[event.rid]:
             del self._samples[event.rid]
         seq.status = Status.FINISHED
-        seq.finish = reason
         seq.receipt.e2e_s = self._clock() - seq.arrival_s
         self.counters.num_finished += 1
         self.counters.num_aborted += reason.kind == "abort"

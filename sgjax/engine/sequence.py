@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sgjax.types import FinishReason, Receipt, Request, TokenLogprobs
+from sgjax.types import Receipt, Request, TokenLogprobs
 
 if TYPE_CHECKING:
     from sgjax.cache.manager import Prefix
@@ -44,7 +44,6 @@ class Sequence:
     __slots__ = (
         "admitted",
         "arrival_s",
-        "finish",
         "index",
         "jumps",
         "matcher",
@@ -98,7 +97,6 @@ class Sequence:
         self.pages: list[int] = []
         self.pages_changed = True
         self.prefix: Prefix | None = None
-        self.finish: FinishReason | None = None
         self.arrival_s = arrival_s
         self.admitted = False
         self.receipt = Receipt(prompt_tokens=num_prompt)

@@ -39,7 +39,7 @@ class TokenEngine:
 
     def __init__(self, built: BuiltEngine, sink: EventSink):
         self.info = built.info
-        self.config = built.config
+        self.config = built.info.config
         self._core = built.core
         self._grammars = built.grammars
         self._metrics = built.metrics

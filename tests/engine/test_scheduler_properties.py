@@ -181,7 +181,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_running=max_running,
             chunk_tokens=chunk_tokens,
             prefill_rows=prefill_rows,
-            context_length=context,
             policy=policy,
             aging_s=50.0,
         )
