@@ -23,6 +23,7 @@ from sgjax.engine.packing import PackedStep, Packer
 from sgjax.engine.runner import StepResult
 from sgjax.engine.scheduler import Scheduler
 from sgjax.engine.sequence import Sequence, Status
+from sgjax.engine.sharing import PrefixSharing, SharedPrefixValues
 from sgjax.types import FinishReason, Request, SamplingParams, TokenEvent
 
 from .fake_model import VOCAB_SIZE, FakeMatcher, fill_masks, masked_token, mix
@@ -113,6 +114,8 @@ class FakeRunner:
 
     def launch(self, step: PackedStep) -> FakeHandle:
         handle = FakeHandle(step, [None] * len(step.slots))
+        if step.shared is not None:
+            self.check_groups(step, step.shared)
         for row in np.flatnonzero(step.kv_lens):
             begin, end = (int(step.q_starts[row + i]) for i in (0, 1))
             assert begin < end, "a row without a token has no logits"
@@ -125,6 +128,14 @@ class FakeRunner:
                 self.tokens[step.kv_index[at]], self.states[step.kv_index[at]] = token, mix(state, token)
             handle.states[row] = self.read(step.page_table[row], int(step.kv_lens[row]))
         return handle
+
+    def check_groups(self, step: PackedStep, shared: SharedPrefixValues) -> None:
+        """What a group shares must be in the same pages, and end before the newest token of each of its rows."""
+        for begin, end, length in zip(shared.starts[:-1], shared.starts[1:], shared.lens, strict=True):
+            assert begin <= end
+            prefixes = step.page_table[begin:end, : length // PAGE_SIZE]
+            assert (prefixes == prefixes[:1]).all()
+            assert (step.kv_lens[begin:end] > length).all()
 
     def sample(self, handle: FakeHandle) -> None:
         assert handle.tokens is None
@@ -199,6 +210,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_pages=num_pages,
             page_size=PAGE_SIZE,
             vocab_size=VOCAB_SIZE,
+            sharing=PrefixSharing(PAGE_SIZE, min_saved_tokens=1),
             fill_masks=fill_masks,
         )
         self.runner = FakeRunner(num_pages, max_running)
@@ -298,6 +310,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def flush(self):
         self.cache.flush()
+
+    @rule()
+    def retract(self):
+        """As for a pause, or new weights."""
+        self.receive(self.core.retract())
+        assert not self.scheduler.running
 
     def live(self) -> list[tuple[str, int]]:
         return [key for key, client in self.clients.items() if client.finish is None]
