@@ -113,7 +113,7 @@ class EngineLoop:
             register()
             self._grammar_queue[request.rid] = sequences
             if grammar is None:  # then it leaves the queue at once
-                self._begin(request.rid, sequences, None)
+                self._begin(request, None)
 
         with self._wake:
             self._raise_if_down()
@@ -125,9 +125,11 @@ class EngineLoop:
             self._live.add(request.rid, len(sequences), most_tokens)
             self._command(start)
         if grammar is not None:
-            grammar.add_done_callback(functools.partial(self._constrain, request.rid, sequences, jump_forward))
+            grammar.add_done_callback(functools.partial(self._constrain, request, sequences, jump_forward))
 
-    def _constrain(self, rid: str, sequences: list[Sequence], jump_forward: bool, compiled: Future[Grammar]) -> None:
+    def _constrain(
+        self, request: Request, sequences: list[Sequence], jump_forward: bool, compiled: Future[Grammar]
+    ) -> None:
         """Has queued sequences follow their grammar, and begin. Called by the compiler's threads."""
         error = None
         try:
@@ -138,11 +140,13 @@ class EngineLoop:
         except BaseException as failed:  # cancelled by a closing engine, or a defect of the compiler
             _logger.exception("a grammar could not be compiled")
             error = EngineError(f"the grammar could not be compiled: {failed!r}")
-        self._command(lambda: self._begin(rid, sequences, error))
+        self._command(lambda: self._begin(request, error))
 
-    def _begin(self, rid: str, sequences: list[Sequence], refusal: RequestError | EngineError | None) -> None:
+    def _begin(self, request: Request, refusal: RequestError | EngineError | None) -> None:
         """Out of the grammar queue: to the scheduler, or back to the caller."""
-        if self._grammar_queue.get(rid) is not sequences:  # aborted meanwhile, and the id may be another's by now
+        rid = request.rid
+        sequences = self._grammar_queue.get(rid)
+        if sequences is None or sequences[0].request is not request:  # aborted, and the id may be another's by now
             return
         del self._grammar_queue[rid]
         if refusal is not None:
@@ -169,9 +173,12 @@ class EngineLoop:
 
     def _finish(self, rid: str, index: int | None, reason: FinishReason) -> list[TokenEvent]:
         """Ends a request, or a sample of it, wherever it is."""
-        sequences = self._grammar_queue.pop(rid, [])
-        ended = [TokenEvent(rid, seq.index, [], finish=reason, receipt=seq.receipt) for seq in sequences]
-        return ended + self._core.finish(rid, index, reason)
+        queued = self._grammar_queue.pop(rid, [])
+        ended = [seq for seq in queued if index is None or seq.index == index]
+        if left := [seq for seq in queued if seq not in ended]:
+            self._grammar_queue[rid] = left
+        events = [TokenEvent(rid, seq.index, [], finish=reason, receipt=seq.receipt) for seq in ended]
+        return events + self._core.finish(rid, index, reason)
 
     def abort_requests(self, rid: str | None) -> None:
         """Ends a request and those of a batch under this id (`rid_0`, ...), or all. To be called through `call`."""

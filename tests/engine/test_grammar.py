@@ -249,6 +249,13 @@ def test_abort_while_compiling(engine, held):
     assert sum(delta.finish is not None for delta in again) == 2
 
 
+def test_abort_of_one_sample_while_compiling(engine, held):
+    waiting = engine.submit(request("held", SamplingParams(**params(choices=["yes", "no"], n=2))))
+    assert engine.abort("held", 1)
+    held.release.set()
+    assert {delta.index: delta.finish.kind for delta in waiting if delta.finish} == {0: "stop", 1: "abort"}
+
+
 def test_started_waits_for_the_grammar(engine, held):
     async def run() -> None:
         free = engine.submit(request("free", SamplingParams(max_new_tokens=1)))
