@@ -46,7 +46,7 @@ class EventSink(Protocol):
 
 
 class EngineLoop:
-    """Runs a core in a thread of its own. Every method may be called from any thread.
+    """Runs a core in a thread of its own. Methods may be called from any thread, but where they say otherwise.
 
     Other threads never touch the core: they leave commands in the inbox, which run between two steps.
 

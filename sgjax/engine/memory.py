@@ -50,19 +50,20 @@ def pool_pages(
     Raises:
       ConfigError: not even one sequence of `context_length` fits, or the user's choice does not.
     """
-    room = available_bytes(device) - scratch_bytes
-    if mem_fraction is not None:
-        room = min(room, int((available_bytes(device) + weight_bytes) * mem_fraction) - weight_bytes)
-    elif device.platform == "cpu":
-        room = min(room // 2, CPU_POOL_BYTES)
-    fitting = room // page_bytes
+    available, on_cpu = available_bytes(device), device.platform == "cpu"
+    room = available - scratch_bytes
     if max_total_tokens is not None:
-        wanted = -(-max_total_tokens // page_size)
-        limit = (available_bytes(device) - scratch_bytes) // page_bytes
+        wanted, limit = -(-max_total_tokens // page_size), room // page_bytes
         if wanted > limit:
             raise ConfigError("max_total_tokens", f"{max_total_tokens} do not fit; memory holds {limit * page_size}")
         return wanted
-    pages = fitting if device.platform != "cpu" else min(fitting, -(-most_tokens // page_size))
+    if mem_fraction is not None:
+        room = min(room, int((available + weight_bytes) * mem_fraction) - weight_bytes)
+    elif on_cpu:
+        room = min(room // 2, CPU_POOL_BYTES)
+    pages = room // page_bytes
+    if on_cpu:
+        pages = min(pages, -(-most_tokens // page_size))
     if pages * page_size < context_length:
         raise ConfigError(
             "context_length",

@@ -48,7 +48,7 @@ def order_waiting(
 
 
 def computed_by_another(seq: Sequence, page_start: int, page_end: int, rows: Seq[Row]) -> bool:
-    """Whether a row of this step computes the page that `seq` needs next, with these tokens, to share."""
+    """Whether a row of this step computes, now or in a later chunk, the page that `seq` needs next, to share."""
     if page_end > seq.match_limit:
         return False
     for row in rows:

@@ -41,7 +41,7 @@ class StepHandle:
 
 @dataclasses.dataclass(slots=True)
 class StepResult:
-    """A collected step: numpy arrays; log-probabilities as `sgjax.layers.sampling.TokenLogprobs` of numpy arrays."""
+    """A collected step: numpy arrays; log-probabilities as `sgjax.layers.sampling.Logprobs` of them."""
 
     tokens: np.ndarray
     logprobs: Any = None

@@ -21,6 +21,13 @@ def merge(out_a: jax.Array, lse_a: jax.Array, out_b: jax.Array, lse_b: jax.Array
     return weight_a * out_a.astype(jnp.float32) + weight_b * out_b.astype(jnp.float32), lse
 
 
+def merge_parts(outs: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`merge` of any number of results, (parts, ..., H) and float32 (parts, ...)."""
+    lse = jax.nn.logsumexp(lses, axis=0)
+    weights = jnp.exp(lses - jnp.where(lse == -jnp.inf, 0, lse))  # -inf - -inf is NaN.
+    return jnp.sum(weights[..., None] * outs.astype(jnp.float32), axis=0), lse
+
+
 def add_sinks(out: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gives `sinks`, float32 broadcastable to `lse`, their share of the softmax. Rows that saw no key stay as they are.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from sgjax.kernels.lse import add_sinks
+from sgjax.kernels.lse import add_sinks, merge_parts
 from sgjax.kernels.paged_prefill.mosaic_plan import Plan
 
 
@@ -46,10 +46,7 @@ def attend_in_parts(
     starts = (q_starts + jnp.arange(num_splits)[:, None] * num_tokens).reshape(-1)
     starts = jnp.append(starts, num_splits * num_tokens)
     outs, lses = call(jnp.tile(q, (num_splits, 1, 1, 1)), k_cache, v_cache, tables, part_lens, starts)
-    lses = lses.reshape(num_splits, *q.shape[:3])
-    lse = jax.nn.logsumexp(lses, axis=0)
-    shares = jnp.exp(lses - jnp.where(lse == -jnp.inf, 0, lse))  # -inf - -inf is NaN.
-    out = jnp.sum(shares[..., None] * outs.reshape(num_splits, *q.shape).astype(jnp.float32), axis=0)
+    out, lse = merge_parts(outs.reshape(num_splits, *q.shape), lses.reshape(num_splits, *q.shape[:3]))
     if sinks is not None:
         out, lse = add_sinks(out, lse, sinks)
     return out.astype(q.dtype), lse
