@@ -241,29 +241,6 @@ def _attend(
       Slots of no piece are uninitialised.
     """
     num_items, heads, head_dim = q.shape
-    page_size = k_cache.shape[2]
-    copies = max(1, plan.block_keys // page_size)
-    block, ring = (plan.block_keys, head_dim), (plan.num_stages, plan.block_keys, head_dim)
-    swizzled = functools.partial(swizzled_smem, dtype=q.dtype, swizzle=swizzle_bytes(head_dim, q.dtype))
-    is_wide = k_cache.dtype != q.dtype
-    kv = plgpu.SMEM(ring, k_cache.dtype) if is_wide else swizzled(ring)
-    wide = swizzled(block) if is_wide else None
-    full = plgpu.Barrier(num_arrivals=copies, num_barriers=plan.num_stages)
-    free = plgpu.Barrier(num_barriers=plan.num_stages)
-    smem = _Smem(
-        q=swizzled((2, heads, head_dim)),
-        k=kv,
-        v=kv,
-        weights=swizzled((heads, plan.block_keys)),
-        k_wide=wide,
-        v_wide=wide,
-        q_full=plgpu.Barrier(num_barriers=2),
-        q_free=plgpu.Barrier(num_barriers=2),
-        k_full=full,
-        k_free=free,
-        v_full=full,
-        v_free=free,
-    )
     num_slots = num_items + plan.num_programs
     tiles = _tiles(head_dim)
     kernel = plgpu.kernel(
@@ -272,7 +249,7 @@ def _attend(
             jax.ShapeDtypeStruct((num_slots, len(tiles), _tile_rows(head_dim), heads), jnp.float32),
             jax.ShapeDtypeStruct((num_slots, heads), jnp.float32),
         ),
-        scratch_types=smem._asdict(),
+        scratch_types=_scratch_types(k_cache.shape[2], head_dim, k_cache.dtype, plan),
         grid=(plan.num_programs,),
         grid_names=("program",),
         num_threads=2,
@@ -281,6 +258,31 @@ def _attend(
         kernel_name="paged_decode",
     )
     return kernel(q, k_cache, v_cache, page_table, kv_lens, *work)
+
+
+def _scratch_types(page_size: int, head_dim: int, kv_dtype: Any, plan: _Plan) -> dict[str, Any]:
+    dtype = plan.compute_dtype
+    block, ring = (plan.block_keys, head_dim), (plan.num_stages, plan.block_keys, head_dim)
+    swizzled = functools.partial(swizzled_smem, dtype=dtype, swizzle=swizzle_bytes(head_dim, dtype))
+    is_wide = kv_dtype != dtype
+    kv = plgpu.SMEM(ring, kv_dtype) if is_wide else swizzled(ring)
+    wide = swizzled(block) if is_wide else None
+    full = plgpu.Barrier(num_arrivals=max(1, plan.block_keys // page_size), num_barriers=plan.num_stages)
+    free = plgpu.Barrier(num_barriers=plan.num_stages)
+    return _Smem(
+        q=swizzled((2, plan.heads, head_dim)),
+        k=kv,
+        v=kv,
+        weights=swizzled((plan.heads, plan.block_keys)),
+        k_wide=wide,
+        v_wide=wide,
+        q_full=plgpu.Barrier(num_barriers=2),
+        q_free=plgpu.Barrier(num_barriers=2),
+        k_full=full,
+        k_free=free,
+        v_full=full,
+        v_free=free,
+    )._asdict()
 
 
 def _tiles(head_dim: int) -> tuple[int, ...]:
