@@ -104,7 +104,7 @@ def measure(
         assert prefix.num_tokens == PROMPT_TOKENS // 2
         timed("lock_and_divide", cache.lock, prefix)
         cache.unlock(prefix)
-    idle = cache.allocate(cache.num_free)
+    idle = cache.allocate(cache.stats().num_free)
     assert idle is not None
     for _ in range(repeats):  # from leaves of four pages, the oldest in the tree
         pages = timed("allocate_224_pages_evicting", cache.allocate, 224)

@@ -106,14 +106,6 @@ class CacheManager:
         self._namespace_key = secrets.token_bytes(16)
 
     @property
-    def num_free(self) -> int:
-        return self._pages.num_free
-
-    @property
-    def num_evictable(self) -> int:
-        return self._tree.num_evictable
-
-    @property
     def num_available(self) -> int:
         """Pages that `allocate` could hand out now."""
         return self._pages.num_free + self._tree.num_evictable

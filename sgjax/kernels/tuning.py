@@ -65,10 +65,10 @@ class Tuned:
         return alike[min((rows for rows in alike if rows >= bucket.rows), default=max(alike))]
 
 
-def tuned_path(device_kind: str, folder: Path | None = None) -> Path:
+def tuned_path(device_kind: str) -> Path:
     """The file of `jax.Device.device_kind`: "NVIDIA H100 80GB HBM3" has nvidia_h100_80gb_hbm3.json."""
     name = "".join(character if character.isalnum() else "_" for character in device_kind.lower())
-    return (folder or TUNED_FOLDER) / f"{name}.json"
+    return TUNED_FOLDER / f"{name}.json"
 
 
 def with_tuning(op: str, function: Callable[..., Any], tuning_type: type, path: Path) -> Callable[..., Any]:

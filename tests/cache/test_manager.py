@@ -115,9 +115,9 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule()
     def flush(self):
-        evictable = self.cache.num_evictable
+        evictable = self.cache.stats().num_evictable
         assert self.cache.flush() == evictable
-        assert self.cache.num_evictable == 0
+        assert self.cache.stats().num_evictable == 0
 
     @invariant()
     def accounts_add_up(self):
@@ -179,7 +179,7 @@ def test_a_hit_may_end_inside_what_was_inserted_at_once():
     assert cache.stats().num_nodes == 1  # matching alone divides nothing
     cache.lock(prefix)
     assert cache.stats().num_nodes == 2
-    assert (cache.num_evictable, cache.flush()) == (2, 2)  # only what is used is kept
+    assert (cache.stats().num_evictable, cache.flush()) == (2, 2)  # only what is used is kept
     assert cache.match(tokens_of(1, 2, 3, 4)).pages == pages[:2]
     cache.check()
 
@@ -203,7 +203,7 @@ def test_the_least_recently_used_leaf_goes_first_and_a_locked_one_never():
     cache = CacheManager(9, 16)
     for last in (10, 20, 30):
         cached(cache, tokens_of(1, last, last + 1))
-    assert cache.num_free == 2
+    assert cache.stats().num_free == 2
     used = cache.match(tokens_of(1, 10, 11))
     cache.lock(used)
     cache.unlock(used)
@@ -240,12 +240,12 @@ def test_a_page_computed_twice_is_kept_once():
     fast = cache.insert(tokens[:32], fast_pages, fast)
     slow = cache.insert(tokens, slow_pages, slow)
     assert slow.pages == fast_pages + slow_pages[2:]
-    assert cache.num_free == 5
+    assert cache.stats().num_free == 5
     cache.check()
     cache.unlock(fast)
-    assert cache.num_evictable == 0
+    assert cache.stats().num_evictable == 0
     cache.unlock(slow)
-    assert cache.num_evictable == 3
+    assert cache.stats().num_evictable == 3
 
 
 def test_namespaces_share_nothing():
@@ -309,7 +309,7 @@ def test_a_disabled_cache_shares_nothing_and_takes_nothing():
     cache.check(pages)
     cache.unlock(prefix)
     cache.free(pages)
-    assert cache.num_free == 4
+    assert cache.stats().num_free == 4
     cache.check()
 
 

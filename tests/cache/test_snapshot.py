@@ -52,7 +52,7 @@ def test_the_whole_tree(prompts: list[tuple[list[int], str]], num_held: int, num
     for prefix in held[num_held:]:
         cache.unlock(prefix)
     held = held[:num_held]
-    if (pages := cache.allocate(cache.num_free + num_evicted)) is not None:
+    if (pages := cache.allocate(cache.stats().num_free + num_evicted)) is not None:
         cache.free(pages)
     snapshot, stats = cache.snapshot(held, 1000), cache.stats()
 
