@@ -26,6 +26,8 @@ async def test_page(client: httpx.AsyncClient):
     assert document["components"]["schemas"].keys() <= set(ids)
     assert set(re.findall(r'href="#([^"]+)"', response.text)) <= set(ids)
     assert (await client.get("/redoc")).status_code == 404
+    for path in ("/docs", "/openapi.json"):
+        assert (await client.head(path)).status_code == 200
 
 
 async def test_it_needs_no_key_but_the_document_does(engine: FakeEngine):

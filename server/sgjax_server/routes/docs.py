@@ -12,13 +12,13 @@ from sgjax_server.routes.page import HEADERS
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/openapi.json")
+@router.api_route("/openapi.json", methods=["GET", "HEAD"])
 async def openapi(request: Request) -> Response:
     # Making it takes a second, in which streams go on.
     content = await asyncio.to_thread(request.app.state.openapi_json)
     return Response(content, media_type="application/json")
 
 
-@router.get("/docs")
+@router.api_route("/docs", methods=["GET", "HEAD"])
 async def docs(request: Request) -> HTMLResponse:
     return HTMLResponse(await asyncio.to_thread(request.app.state.docs_page), headers=HEADERS)
