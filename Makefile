@@ -26,7 +26,7 @@ serve: $(SERVE_READY)
 
 test: lint
 	@$(BIN)/python scripts/install_h100_compiler.py build/h100
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check
