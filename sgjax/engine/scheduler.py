@@ -257,7 +257,9 @@ class Scheduler:
         self.running.remove(seq)
 
     def check(self) -> None:
-        """Asserts that every page and slot is accounted for (tests, and when idle)."""
+        """Asserts that every sequence, page and slot is accounted for (tests, and when idle)."""
+        samples = {seq for of_request in self._samples.values() for seq in of_request}
+        assert samples == {*self.waiting, *self.running}, f"sequences lost: {samples ^ {*self.waiting, *self.running}}"
         private = [p for seq in self.running for p in seq.pages[len(seq.prefix.pages) if seq.prefix else 0 :]]
         self.cache.check(private)
         slots = [seq.slot for seq in self.running] + self._free_slots
@@ -385,11 +387,11 @@ class Scheduler:
 
     def finish_dead_grammars(self, batch: Batch) -> list[TokenEvent]:
         """Ends the sequences of a launched step whose grammar lets no token follow."""
-        dead = [row.seq for row in batch.rows if row.sample and row.seq.matcher is not None and row.seq.matcher.error]
+        rows = [row for row in batch.rows if row.sample and row.seq.status is not Status.FINISHED]
         return [
-            self._finished(seq, _end_of_grammar(seq.matcher), [])
-            for seq in dead
-            if seq.status is not Status.FINISHED and seq.matcher is not None
+            self._finished(row.seq, _end_of_grammar(row.seq.matcher), [])
+            for row in rows
+            if row.seq.matcher is not None and row.seq.matcher.error
         ]
 
 
