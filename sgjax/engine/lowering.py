@@ -115,7 +115,7 @@ class Lowering:
     """Compiles the steps of one model for one pool, from shapes alone."""
 
     def __init__(self, model: LoadedModel, ops: Ops, *, num_slots: int, num_pages: int, page_size: int, kv_dtype: str):
-        self._model = model
+        self._config, self._graphdef = model.config, model.graphdef  # not the model: its weights may be replaced
         self._ops = ops
         self._num_slots = num_slots
         self._params = jax.tree.map(
@@ -131,7 +131,7 @@ class Lowering:
 
     def compile(self, key: Any) -> Any:
         """The executable of a key."""
-        config, graphdef = self._model.config, self._model.graphdef
+        config, graphdef = self._config, self._graphdef
         match key:
             case ForwardKey():
                 batch, slots = _batch(key), _ints(key.num_rows)
@@ -154,10 +154,10 @@ class Lowering:
         return lowered.compile()
 
     def _token_counts(self) -> Any:
-        return jax.eval_shape(lambda: TokenCounts.zeros(self._num_slots, self._model.config.vocab_size))
+        return jax.eval_shape(lambda: TokenCounts.zeros(self._num_slots, self._config.vocab_size))
 
     def _row_logits(self, num_rows: int) -> Any:
-        return jax.ShapeDtypeStruct((num_rows, self._model.config.vocab_size), jnp.float32)
+        return jax.ShapeDtypeStruct((num_rows, self._config.vocab_size), jnp.float32)
 
     def sample_args(self, key: SampleKey) -> tuple:
         """The shapes that `sample_step` is lowered with."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 import sgjax
@@ -81,6 +83,7 @@ def test_new_weights_serve_without_a_restart(engine: sgjax.Engine, tmp_path: Pat
     zero, one = (write_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1))
     prompt, short = "The capital of France is", {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
     assert engine.generate(prompt, short).receipt.weight_version == "default"
+    replaced = [weakref.ref(weight) for weight in jax.tree.leaves(engine._core.runner.model.params)]
     stream = engine.stream("Rain fell on the harbour, and", LONG)
     next(stream)
     assert engine.update_weights(zero, "step-2") == "step-2"
@@ -89,6 +92,7 @@ def test_new_weights_serve_without_a_restart(engine: sgjax.Engine, tmp_path: Pat
     assert output.receipt.weight_version == engine.stats().weight_version == "step-2"
     before = engine.generate(prompt, short)
     num_compiled = engine.stats().num_steps_compiled
+    assert all(weight() is None for weight in replaced), "the first weights are still in memory"
     engine.update_weights(one)
     other = engine.generate(prompt, short)
     assert other.output_ids != before.output_ids
