@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,19 @@ def available_bytes(device: Any) -> int:
         stats = device.memory_stats() or {}
         limit = stats["bytes_limit"]
         return int(limit * (1 - DEVICE_MARGIN)) - stats["bytes_in_use"]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free
+    return unused_bytes()
+
+
+def unused_bytes(root: Path = Path("/")) -> int:
+    """Memory of this machine or container that can be had. What merely caches files counts: it gives way."""
+    meminfo = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+    unused = int(meminfo["MemAvailable"].split()[0]) * 1024
+    group = root / "sys/fs/cgroup"
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+        unused = min(unused, int(limit) - used)
+    return unused
 
 
 def pool_pages(

@@ -110,3 +110,18 @@ def test_pool_takes_what_weights_and_scratch_leave():
     half = memory.pool_pages(gpu, **{**arguments, "mem_fraction": 0.5})
     assert 22 << 30 < half * (2 << 20) < 24 << 30
     assert memory.pool_pages(gpu, **{**arguments, "max_total_tokens": 1000}) == 63
+
+
+def test_what_caches_files_is_unused_memory(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(
+        "MemTotal: 8000 kB\nMemFree: 10 kB\nMemAvailable: 6000 kB\nHugePages_Free: 0\n"
+    )
+    assert memory.unused_bytes(tmp_path) == 6000 << 10
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for name, text in (("max", "max"), ("current", str(2900 << 10)), ("stat", f"anon 0\ninactive_file {900 << 10}\n")):
+        (group / f"memory.{name}").write_text(text)
+    assert memory.unused_bytes(tmp_path) == 6000 << 10
+    (group / "memory.max").write_text(str(3000 << 10))
+    assert memory.unused_bytes(tmp_path) == 1000 << 10
