@@ -6,6 +6,7 @@ A streamed token is a piece of a few bytes, and each layer of middleware that ha
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ DirectWrite = Callable[[bytes], bool]
 def offer(cycle: RequestResponseCycle) -> None:
     """For the server: the application may write to the connection of this request."""
     scope: Any = cycle.scope
-    scope.setdefault("extensions", {})[_EXTENSION] = functools.partial(_write, cycle)
+    # Weakly, since the cycle holds the scope: neither should have to wait for the garbage collector.
+    scope.setdefault("extensions", {})[_EXTENSION] = functools.partial(_write, weakref.ref(cycle))
 
 
 def withdraw(scope: Scope) -> None:
@@ -36,8 +38,9 @@ def offered(scope: Scope) -> DirectWrite | None:
     return scope.get("extensions", {}).get(_EXTENSION)
 
 
-def _write(cycle: RequestResponseCycle, piece: bytes) -> bool:
-    if cycle.flow.write_paused or cycle.response_complete or not cycle.chunked_encoding:
+def _write(found: weakref.ref[RequestResponseCycle], piece: bytes) -> bool:
+    cycle = found()
+    if cycle is None or cycle.flow.write_paused or cycle.response_complete or not cycle.chunked_encoding:
         return False
     if not cycle.disconnected:
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
