@@ -42,6 +42,6 @@ def _write(found: weakref.ref[RequestResponseCycle], piece: bytes) -> bool:
     cycle = found()
     if cycle is None or cycle.flow.write_paused or cycle.response_complete or not cycle.chunked_encoding:
         return False
-    if not cycle.disconnected:
+    if not (cycle.disconnected or cycle.transport.is_closing()):
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
     return True

@@ -104,8 +104,8 @@ class Writer:
 
     async def write(self, piece: bytes) -> None:
         """Sends a piece, which takes as long as the client needs to make room for it."""
-        if piece:
-            await self._send(_body(piece))
+        if (rest := self.write_now(piece)) is not None:
+            await rest
 
     def write_now(self, piece: bytes) -> asyncio.Task[None] | None:
         """Sends a piece without a switch of tasks where the connection has room for it; else returns what will."""

@@ -7,12 +7,13 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from sgjax_server import direct_write
 from sgjax_server.config import ServerConfig
 
 _MAX_HEAD_BYTES = 64 * 1024
+_MAX_UNANSWERED = 8  # requests of a connection, beyond which it is not read until one is answered
 # Requests that draining leaves unfinished are told so; this is for their answers to get out.
 _LAST_WORDS_S = 3
 
@@ -38,13 +39,18 @@ def uvicorn_options(config: ServerConfig, app: ASGIApp, **options: Any) -> uvico
 
 
 def _protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
-    """Uvicorn's protocol, which alone would wait for ever for the rest of a request's head, and gather any amount."""
+    """Uvicorn's protocol, which alone would wait for ever for the rest of a request's head, and gather any amount.
+
+    Nor would it notice that a client leaves which has sent another request before the answer to the one at work.
+    """
 
     class Protocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
         _num_pending = (
             0  # bytes taken in since a head was complete or a piece of a body came: of a head, or of trailers
         )
+
+        _unanswered: tuple[RequestResponseCycle, ...] = ()
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -66,6 +72,9 @@ def _protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
             self._num_pending = 0
             super().on_headers_complete()
             direct_write.offer(self.cycle)  # in time: the application is started, and runs later
+            self._unanswered = (*(cycle for cycle in self._unanswered if not cycle.response_complete), self.cycle)
+            if 1 < len(self._unanswered) <= _MAX_UNANSWERED:
+                self.flow.resume_reading()  # who does not read does not hear of the end either
 
         def on_body(self, body: bytes) -> None:
             self._num_pending = 0
@@ -73,6 +82,9 @@ def _protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            for cycle in self._unanswered:
+                cycle.disconnected = not cycle.response_complete
+                cycle.message_event.set()
             super().connection_lost(exc)
 
         def _refuse_head(self) -> None:

@@ -71,6 +71,21 @@ async def test_a_head_that_does_not_arrive(engine: FakeEngine, begun: bytes):
         assert kept_alive.count(b"HTTP/1.1") == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_leaving_after_a_second_request_was_sent(engine: FakeEngine, stream: bool):
+    engine.stuck = True
+    body = json.dumps({"text": "a", "rid": "first", "stream": stream}).encode()
+    async with _serving(engine) as port, asyncio.timeout(10):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) + WHOLE)
+        while not engine.submitted:
+            await asyncio.sleep(0.01)
+        writer.close()
+        while engine.aborted != ["first"]:
+            await asyncio.sleep(0.01)
+    assert len(engine.submitted) == 1
+
+
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\nd\r\n" + BODY + b"\r\n0\r\n"
 
 

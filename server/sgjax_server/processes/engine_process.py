@@ -254,8 +254,10 @@ def freeze_what_stays(engine: TokenEngine) -> threading.Thread:
     def freeze() -> None:
         with contextlib.suppress(Exception):  # a step that needs what failed says so
             engine.wait_until_compiled()
+        gc.collect()
         gc.freeze()
 
+    gc.collect()
     gc.freeze()
     waiting = threading.Thread(target=freeze, name="sgjax-freeze", daemon=True)
     waiting.start()

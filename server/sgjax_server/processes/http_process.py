@@ -133,6 +133,7 @@ class HttpProcess:
             worker=self._launch.worker,
         )
         self._host.set_ready(self._engine)
+        gc.collect()
         gc.freeze()  # the modules, schemas and vocabulary stay: each full collection would go through them for 50 ms
         self._reports.send(Serving(state.generation))
 
