@@ -136,6 +136,7 @@ class Call:
         """Something has come to the handle of a request."""
         if delivery.ended.done():  # nobody is there for it any more
             return
+        deltas = []
         for item in items:
             if isinstance(item, Exception):
                 delivery.fail(item)
@@ -143,8 +144,8 @@ class Call:
             if item.finish is not None:
                 self._num_running[item.rid] -= 1
                 self._record.end(item.rid, item.index, item.finish, item.receipt)
-            delivery.put(number, item)
-        delivery.hand_on()
+            deltas.append(item)
+        delivery.put(number, deltas)
 
 
 async def started(call: Call, receive: Receive) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sgjax.types import OutputDelta
@@ -36,12 +36,15 @@ class Delivery:
         self._held: dict[tuple[int, int], OutputDelta] = {}
         self._taking: asyncio.Future[Any] | None = None
 
-    def put(self, number: int, delta: OutputDelta) -> None:
-        """Adds what has arrived for request `number`; `hand_on` follows."""
-        key = (number, delta.index)
-        held = self._held.get(key)
-        self._held[key] = delta if held is None else _join(held, delta)
-        self._num_open -= delta.finish is not None
+    def put(self, number: int, deltas: Iterable[OutputDelta]) -> None:
+        """Takes what has arrived for request `number`."""
+        held = self._held
+        for delta in deltas:
+            key = (number, delta.index)
+            held[key] = _join(held[key], delta) if key in held else delta
+            self._num_open -= delta.finish is not None
+        if self._taking is None:
+            self._hand_on()
 
     def fail(self, error: Exception) -> None:
         """Ends it."""
@@ -54,10 +57,7 @@ class Delivery:
         if self._taking is not None:
             self._taking.cancel()
 
-    def hand_on(self) -> None:
-        """Shows what there is, where nothing is waited for."""
-        if self._taking is not None:
-            return
+    def _hand_on(self) -> None:
         try:
             visible = [
                 (key[0], delta)
@@ -82,7 +82,7 @@ class Delivery:
         if (error := taking.exception()) is not None:
             self.ended.set_exception(error)
         else:
-            self.hand_on()
+            self._hand_on()
 
 
 def _join(first: OutputDelta, second: OutputDelta) -> OutputDelta:

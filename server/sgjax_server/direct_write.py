@@ -33,9 +33,9 @@ def withdraw(scope: Scope) -> None:
     scope.get("extensions", {}).pop(_EXTENSION, None)
 
 
-def offered(scope: Scope) -> DirectWrite | None:
+def offered(scope: Scope) -> DirectWrite:
     """For a response. Its start and its first piece are sent, as is its end: middleware looks at these."""
-    return scope.get("extensions", {}).get(_EXTENSION)
+    return scope.get("extensions", {}).get(_EXTENSION, lambda piece: False)
 
 
 def _write(found: weakref.ref[RequestResponseCycle], piece: bytes) -> bool:

@@ -96,9 +96,9 @@ OLLAMA = StreamForm("application/x-ndjson", lambda error: line(ollama_error(erro
 class Writer:
     """Sends the body of a stream, piece by piece. Pieces may be empty."""
 
-    def __init__(self, send: Send, direct_write: DirectWrite | None = None):
+    def __init__(self, send: Send, write_directly: DirectWrite):
         self._send = send
-        self._direct_write = direct_write
+        self._write_directly = write_directly
         self._has_begun = False
         self._loop = asyncio.get_running_loop()
 
@@ -109,7 +109,7 @@ class Writer:
 
     def write_now(self, piece: bytes) -> asyncio.Task[None] | None:
         """Sends a piece without a switch of tasks where the connection has room for it; else returns what will."""
-        if not piece or (self._has_begun and self._direct_write is not None and self._direct_write(piece)):
+        if not piece or (self._has_begun and self._write_directly(piece)):
             return None
         self._has_begun = True
         task = asyncio.Task(self._send(_body(piece)), loop=self._loop, eager_start=True)  # type: ignore[arg-type]
@@ -167,10 +167,10 @@ class EventStream(Response):
                 async with asyncio.timeout(_LAST_WORDS_S):  # it may be late because its client does not read
                     await self._end(send, timeout_error())
 
-    async def _write(self, send: Send, direct: DirectWrite | None) -> None:
+    async def _write(self, send: Send, write_directly: DirectWrite) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            await self._body(Writer(send, direct))
+            await self._body(Writer(send, write_directly))
         except OSError:
             return  # the client is gone
         except Exception as error:

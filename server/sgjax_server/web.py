@@ -46,10 +46,8 @@ def _protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
 
     class Protocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
-        _num_pending = (
-            0  # bytes taken in since a head was complete or a piece of a body came: of a head, or of trailers
-        )
-
+        # Bytes taken in since a head was complete or a piece of a body came: of a head, or of trailers.
+        _num_pending = 0
         _unanswered: tuple[RequestResponseCycle, ...] = ()
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -252,14 +252,16 @@ def freeze_what_stays(engine: TokenEngine) -> threading.Thread:
     """
 
     def freeze() -> None:
-        with contextlib.suppress(Exception):  # a step that needs what failed says so
-            engine.wait_until_compiled()
         gc.collect()
         gc.freeze()
 
-    gc.collect()
-    gc.freeze()
-    waiting = threading.Thread(target=freeze, name="sgjax-freeze", daemon=True)
+    def freeze_when_compiled() -> None:
+        with contextlib.suppress(Exception):  # a step that needs what failed says so
+            engine.wait_until_compiled()
+        freeze()
+
+    freeze()
+    waiting = threading.Thread(target=freeze_when_compiled, name="sgjax-freeze", daemon=True)
     waiting.start()
     return waiting
 

@@ -33,7 +33,7 @@ from sgjax.kernels.hopper import (
     swizzled_smem,
 )
 from sgjax.kernels.paged_prefill.mosaic_plan import CONSUMERS, ROWS, Plan, Tuning, make_plan
-from sgjax.kernels.paged_prefill.mosaic_split import attend_in_parts, choose_num_splits
+from sgjax.kernels.paged_prefill.mosaic_split import choose_num_splits, cut, join
 from sgjax.kernels.paged_prefill.mosaic_tiles import Tile, lse_of_tokens, make_tiles
 
 _PRODUCER = CONSUMERS  # Index of its warpgroup.
@@ -80,10 +80,11 @@ def paged_prefill(
     rows = page_table, kv_lens, q_starts
     num_splits = choose_num_splits(q.shape[0], page_table.shape[1], plan, num_programs, tuning.max_splits)
     if num_splits > 1:
+        part_q, *part_rows = cut(q, *rows, page_size=plan.page_size, num_splits=num_splits)
         unsplit = dataclasses.replace(tuning, max_splits=1)
         options = dict(scale=scale, soft_cap=soft_cap, causal=False, return_lse=True, tuning=unsplit)
-        call = functools.partial(paged_prefill, **options)
-        out, lse = attend_in_parts(call, q, k_cache, v_cache, *rows, sinks, num_splits)
+        outs, lses = paged_prefill(part_q, k_cache, v_cache, *part_rows, **options)
+        out, lse = join(outs, lses, sinks, num_splits=num_splits)
     else:
         out, lse = _attend(q, k_cache, v_cache, *rows, sinks, plan, num_programs)
     return (out, lse) if return_lse else out

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -22,19 +19,11 @@ def choose_num_splits(num_tokens: int, max_pages: int, plan: Plan, num_programs:
     return max(1, min(most, num_programs // num_tiles, most_blocks // 4))
 
 
-def attend_in_parts(
-    call: Callable[..., Any],
-    q: jax.Array,
-    k_cache: jax.Array,
-    v_cache: jax.Array,
-    page_table: jax.Array,
-    kv_lens: jax.Array,
-    q_starts: jax.Array,
-    sinks: jax.Array | None,
-    num_splits: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Attention whose queries see all keys, of each part of the keys and then joined."""
-    num_tokens, (num_rows, max_pages), page_size = q.shape[0], page_table.shape, k_cache.shape[2]
+def cut(
+    q: jax.Array, page_table: jax.Array, kv_lens: jax.Array, q_starts: jax.Array, *, page_size: int, num_splits: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The same operands of a call in which each part of a row's keys is a row of its own, with all of its queries."""
+    num_tokens, (num_rows, max_pages) = q.shape[0], page_table.shape
     part_pages = -(-kv_lens // (page_size * num_splits))
     columns = jnp.arange(num_splits)[:, None] * part_pages
     part_lens = jnp.clip(kv_lens - columns * page_size, 0, part_pages * page_size)
@@ -44,9 +33,13 @@ def attend_in_parts(
     tables = jnp.pad(tables, ((0, 0), (0, 1), (0, 0))).reshape(num_splits * (num_rows + 1), -1)
     part_lens = jnp.pad(part_lens, ((0, 0), (0, 1))).reshape(-1)
     starts = (q_starts + jnp.arange(num_splits)[:, None] * num_tokens).reshape(-1)
-    starts = jnp.append(starts, num_splits * num_tokens)
-    outs, lses = call(jnp.tile(q, (num_splits, 1, 1, 1)), k_cache, v_cache, tables, part_lens, starts)
-    out, lse = merge_parts(outs.reshape(num_splits, *q.shape), lses.reshape(num_splits, *q.shape[:3]))
+    return jnp.tile(q, (num_splits, 1, 1, 1)), tables, part_lens, jnp.append(starts, num_splits * num_tokens)
+
+
+def join(outs: jax.Array, lses: jax.Array, sinks: jax.Array | None, *, num_splits: int) -> tuple[jax.Array, jax.Array]:
+    """Attention of whole rows, of that call's results; `sinks` count once."""
+    parts = (num_splits, outs.shape[0] // num_splits)
+    out, lse = merge_parts(outs.reshape(*parts, *outs.shape[1:]), lses.reshape(*parts, *lses.shape[1:]))
     if sinks is not None:
         out, lse = add_sinks(out, lse, sinks)
-    return out.astype(q.dtype), lse
+    return out.astype(outs.dtype), lse
